@@ -1,0 +1,3 @@
+"""Registers the measuring plugin for both suites."""
+
+pytest_plugins = ["slimcore.bench.plugin", "pytester"]

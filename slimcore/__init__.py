@@ -1,0 +1,71 @@
+"""slimcore prunes LLaMA-family language models and measures what the pruning bought.
+
+Four verbs, in this order: `calibration_tokens`, `score`, `select`, `prune_`. Around them `load`, `save`, `perplexity`.
+Names are resolved on first use, so that `import slimcore` stays fast.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from slimcore.calibration import Tokens, calibration_tokens, heldout_tokens
+    from slimcore.checkpoint import save
+    from slimcore.cost import Footprint, footprint
+    from slimcore.errors import SlimcoreError
+    from slimcore.methods import score, unscored
+    from slimcore.models import load
+    from slimcore.plan import Plan, Scores, select
+    from slimcore.quality import perplexity
+    from slimcore.surgery import prune_
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Footprint": "cost",
+    "Plan": "plan",
+    "Scores": "plan",
+    "SlimcoreError": "errors",
+    "Tokens": "calibration",
+    "calibration_tokens": "calibration",
+    "footprint": "cost",
+    "heldout_tokens": "calibration",
+    "load": "models",
+    "perplexity": "quality",
+    "prune_": "surgery",
+    "save": "checkpoint",
+    "score": "methods",
+    "select": "plan",
+    "unscored": "methods",
+}
+
+__all__ = [
+    "Footprint",
+    "Plan",
+    "Scores",
+    "SlimcoreError",
+    "Tokens",
+    "calibration_tokens",
+    "footprint",
+    "heldout_tokens",
+    "load",
+    "perplexity",
+    "prune_",
+    "save",
+    "score",
+    "select",
+    "unscored",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'slimcore' has no attribute {name!r}")
+    value = getattr(import_module(f"slimcore.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

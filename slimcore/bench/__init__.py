@@ -1,0 +1,1 @@
+"""Measuring generation: cells, how they are timed, judged, stored and shown."""

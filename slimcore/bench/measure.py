@@ -1,0 +1,211 @@
+"""Timing one cell: warm-up, synchronised repeats, memory, and running out of memory as a result."""
+
+from __future__ import annotations
+
+import gc
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from slimcore.bench.engines import engine_named
+from slimcore.bench.statistics import summarise
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from slimcore.bench.cell import Cell
+    from slimcore.bench.engines import Engine
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How long a cell is warmed up and repeated."""
+
+    seconds: float = 10.0  # of timed repeats, after which no further one starts
+    repeats: tuple[int, int] = (5, 30)  # at least, at most
+    tight: float = 0.01  # relative half-width of the median's interval that ends a cell early
+    warmups: tuple[int, int] = (3, 6)
+    steady: float = 0.02  # the last three warm-ups agree within this
+
+
+@dataclass
+class Timing:
+    """Raw figures of one cell; empty where it did not run."""
+
+    status: str  # ok, oom
+    detail: str = ""
+    latency_s: list[float] = field(default_factory=list)  # one whole generate each
+    ttft_s: list[float] = field(default_factory=list)  # generate of one token, in pairs with latency_s
+    warmup_s: list[float] = field(default_factory=list)
+    peak_bytes: int | None = None  # CUDA: allocated; CPU: resident set of the process; None where it cannot be read
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields by name, for JSON; times to a nanosecond."""
+        rounded = {k: [round(s, 9) for s in getattr(self, k)] for k in ("latency_s", "ttft_s", "warmup_s")}
+        return {"status": self.status, "detail": self.detail, **rounded, "peak_bytes": self.peak_bytes}
+
+
+def measure(model: PreTrainedModel, cell: Cell, protocol: Protocol) -> Timing:
+    """Time `cell` on `model`, which lies on the cell's device. Out of memory is a Timing of status `oom`."""
+    timing, refusal = unless_out_of_memory(lambda: _measure(model, cell, protocol), cell.device)
+    return timing or Timing("oom", refusal)
+
+
+def unless_out_of_memory(work: Callable[[], T], device: str) -> tuple[T | None, str]:
+    """What `work` returns; or None and the allocator's words, with the memory `work` had taken given back."""
+    before = _allocated(device)
+    try:
+        return work(), ""
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        refusal = str(error).strip().splitlines()[0]
+        release(error)
+    # Outside the except block: until it is left, the exception itself is alive.
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        kept = _allocated(device) - before
+        if kept > 0:
+            refusal += f" ({kept:,} bytes stayed allocated)"
+    return None, refusal
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` is an allocator's refusal, on a CUDA device or on the CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def prompt(vocabulary: int, special: set[int], shape: tuple[int, int], seed: int) -> Tensor:
+    """Seeded ids (M, T) without special tokens; no two rows alike while the vocabulary lasts."""
+    ordinary = torch.tensor([i for i in range(vocabulary) if i not in special])
+    generator = torch.Generator().manual_seed(seed)
+    ids = ordinary[torch.randint(len(ordinary), shape, generator=generator)]
+    rows = min(shape[0], len(ordinary))
+    ids[:rows, 0] = ordinary[torch.randperm(len(ordinary), generator=generator)[:rows]]
+    return ids
+
+
+def _measure(model: PreTrainedModel, cell: Cell, protocol: Protocol) -> Timing:
+    engine = engine_named(cell.engine)
+    special = {i for i in (model.config.bos_token_id, model.config.pad_token_id) if isinstance(i, int)}
+    eos = model.config.eos_token_id
+    special |= {eos} if isinstance(eos, int) else set(eos or ())
+    shape = (cell.batch, cell.input_tokens)
+    ids = prompt(model.config.vocab_size, special, shape, seed=0).to(model.device)
+    timing = Timing("ok")
+    with _quiet():
+        whole = _timer(engine, model, ids, cell.output_tokens)
+        first = _timer(engine, model, ids, 1)
+        with _peak_memory(cell.device, timing):
+            timing.warmup_s.append(whole())
+        _warm_up(whole, timing.warmup_s, protocol)
+        first()
+        _repeat(whole, first, timing, protocol)
+    return timing
+
+
+def _timer(engine: Engine, model: PreTrainedModel, ids: Tensor, new_tokens: int) -> Callable[[], float]:
+    """A function that generates once, checks the length of every row, and returns the seconds it took."""
+    expected = (ids.shape[0], ids.shape[1] + new_tokens)
+
+    def timed() -> float:
+        _synchronise(ids.device)
+        start = perf_counter()
+        output = engine(model, ids, new_tokens)
+        _synchronise(ids.device)
+        seconds = perf_counter() - start
+        if tuple(output.shape) != expected:
+            raise RuntimeError(f"generate returned {tuple(output.shape)}, not {expected}: it stopped early")
+        return seconds
+
+    return timed
+
+
+def _warm_up(whole: Callable[[], float], seconds: list[float], protocol: Protocol) -> None:
+    """Run until the last three agree, at most `protocol.warmups[1]` times."""
+    least, most = protocol.warmups
+    while len(seconds) < least or (len(seconds) < most and not _steady(seconds[-3:], protocol.steady)):
+        seconds.append(whole())
+
+
+def _steady(seconds: list[float], within: float) -> bool:
+    return max(seconds) <= min(seconds) * (1 + within)
+
+
+def _repeat(whole: Callable[[], float], first: Callable[[], float], timing: Timing, protocol: Protocol) -> None:
+    """Pairs of (first token, whole) until the median is tight or the time is used."""
+    least, most = protocol.repeats
+    spent = 0.0
+    while len(timing.latency_s) < least or (
+        len(timing.latency_s) < most
+        and spent < protocol.seconds
+        and summarise(timing.latency_s).spread > protocol.tight
+    ):
+        timing.ttft_s.append(first())
+        timing.latency_s.append(whole())
+        spent += timing.ttft_s[-1] + timing.latency_s[-1]
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _allocated(device: str) -> int:
+    return torch.cuda.memory_allocated() if device == "cuda" else 0
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No garbage collection and no autograd while timing."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@contextmanager
+def _peak_memory(device: str, timing: Timing) -> Iterator[None]:
+    """Set `timing.peak_bytes` to the high-water mark inside the block."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        yield
+        timing.peak_bytes = torch.cuda.max_memory_allocated()
+        return
+    # Linux lets a process reset its own mark: see "clear_refs" in proc(5). Elsewhere the figure stays empty.
+    clear, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    try:
+        clear.write_text("5", encoding="ascii")
+    except OSError:
+        yield
+        return
+    yield
+    (line,) = [x for x in status.read_text(encoding="ascii").splitlines() if x.startswith("VmHWM:")]
+    timing.peak_bytes = int(line.split()[1]) * 1024
+
+
+def release(error: BaseException) -> None:
+    """Drop the locals of every frame along the chain of exceptions: they hold tensors."""
+    link: BaseException | None = error
+    while link is not None:
+        traceback.clear_frames(link.__traceback__)
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__

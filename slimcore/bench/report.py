@@ -1,0 +1,225 @@
+"""report.md: what was measured, on what, and how it stands."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from slimcore.bench import figures
+from slimcore.bench.baseline import Baseline
+from slimcore.bench.cell import DENSE
+from slimcore.bench.gate import Judgement, judge
+from slimcore.bench.results import Record, Run
+from slimcore.bench.statistics import summarise
+from slimcore.cost import human
+from slimcore.files import write_text
+
+REPORT = "report.md"
+
+
+def write(run: Run, baseline: Baseline | None, planned: set[str]) -> Path:
+    """Write the report and its figure into the run's folder; return the report's path.
+
+    `planned`: ids of the whole grid, to name accepted cells that are gone from it.
+    """
+    cells = _cells(run)
+    drawn = figures.draw(list(cells.values()), run.subjects, run.folder)
+    sections = [
+        f"# {run.start['grid']} on {run.start['machine']}",
+        _paragraph(_headline(run, cells)),
+        f"![Throughput against latency]({drawn.name})" if drawn else "No cell has a time to draw.",
+        *_model_sections(cells, judgements(cells, baseline)),
+        "## Footprint and perplexity\n\n" + _footprints(run),
+        "## Against the baseline\n\n" + _paragraph(_standing(cells, baseline, planned)),
+        "## Environment\n\n" + _environment(run, baseline),
+    ]
+    path = run.folder / REPORT
+    write_text(path, "\n\n".join(sections) + "\n")
+    return path
+
+
+def line(cell: Record, judgement: Judgement) -> str:
+    """A cell in a few words: `1.234 s, 13.0 tokens/s, same`."""
+    if cell["status"] != "ok":
+        return f"{cell['status']}, {judgement.verdict}"
+    time = summarise(cell["latency_s"])
+    return f"{time.centre:.3f} s, {throughput(cell):.1f} tokens/s, {judgement.verdict}"
+
+
+def summary(run: Run, baseline: Baseline | None, planned: set[str]) -> list[str]:
+    """The run in a few lines, for the terminal."""
+    cells = _cells(run)
+    return [text.replace("**", "") for text in (*_headline(run, cells), *_standing(cells, baseline, planned))]
+
+
+def append_step_summary(report: Path) -> None:
+    """Append the report to $GITHUB_STEP_SUMMARY where that is set."""
+    summary = os.environ.get("GITHUB_STEP_SUMMARY")
+    if summary:
+        with Path(summary).open("a", encoding="utf-8") as file:
+            file.write(report.read_text(encoding="utf-8"))
+
+
+def judgements(cells: Mapping[str, Record], baseline: Baseline | None) -> dict[str, Judgement]:
+    """Every cell judged against the baseline."""
+    accepted = baseline.cells if baseline else {}
+    return {i: judge(c, accepted.get(i)) for i, c in cells.items()}
+
+
+def gone(baseline: Baseline | None, planned: set[str]) -> list[str]:
+    """Accepted cells that the grid no longer has."""
+    return sorted(set(baseline.cells) - planned) if baseline else []
+
+
+def speedup(cell: Record, cells: Mapping[str, Record]) -> float | None:
+    """How many times faster than the dense model's cell of the same shape; None where either has no time."""
+    same = ("model", "input_tokens", "output_tokens", "batch", "engine", "dtype")
+    for other in cells.values():
+        if other["method"] == DENSE and all(other[k] == cell[k] for k in same):
+            if cell["status"] == other["status"] == "ok":
+                return summarise(other["latency_s"]).centre / summarise(cell["latency_s"]).centre
+            return None
+    return None
+
+
+def throughput(cell: Record) -> float:
+    """Generated tokens a second, all rows together, at the median latency."""
+    return float(cell["batch"] * cell["output_tokens"] / summarise(cell["latency_s"]).centre)
+
+
+def tpot(cell: Record) -> float | None:
+    """Seconds a token after the first: median over pairs of (latency - TTFT) / (N - 1); None for one token."""
+    steps = cell["output_tokens"] - 1
+    if steps < 1:
+        return None
+    pairs = zip(cell["latency_s"], cell["ttft_s"], strict=True)
+    return float(pd.Series([(whole - first) / steps for whole, first in pairs]).median())
+
+
+def _cells(run: Run) -> dict[str, Record]:
+    return {i: run.cells[i] for i in run.planned if i in run.cells}
+
+
+def _paragraph(lines: list[str]) -> str:
+    """A sentence, and a list below it."""
+    return "\n".join([lines[0], "", *lines[1:]]).strip()
+
+
+def _headline(run: Run, cells: Mapping[str, Record]) -> list[str]:
+    """What the pruning bought and cost, in a sentence a method."""
+    count = {s: sum(c["status"] == s for c in cells.values()) for s in ("ok", "oom", "error")}
+    lines = [f"{len(cells)} of {len(run.planned)} cells measured: "]
+    lines[0] += ", ".join(f"{n} {s}" for s, n in count.items() if n) + "."
+    for (model, method), subject in run.subjects.items():
+        gains = [speedup(c, cells) for c in cells.values() if (c["model"], c["method"]) == (model, method)]
+        known = sorted(g for g in gains if g is not None)
+        dense = run.subjects.get((model, DENSE))
+        if method == DENSE or dense is None or not known:
+            continue
+        text = (
+            f"- **{model}, {method}**: x{known[0]:.2f} to x{known[-1]:.2f} the speed of dense with"
+            f" {human(subject['footprint']['parameters'])} of {human(dense['footprint']['parameters'])} parameters"
+        )
+        if subject["perplexity"] and dense["perplexity"]:
+            text += f"; perplexity {_perplexity(dense)} -> {_perplexity(subject)}"
+        lines.append(text + ".")
+    return lines
+
+
+def _model_sections(cells: Mapping[str, Record], verdicts: Mapping[str, Judgement]) -> list[str]:
+    models = dict.fromkeys(c["model"] for c in cells.values())
+    return [
+        f"## {model}\n\n"
+        + _table([_row(c, cells, verdicts[i]) for i, c in cells.items() if c["model"] == model])
+        + "\n\nLatency: median of one whole generate, with its 95 % interval. TTFT: time to the first token."
+        " TPOT: time for each token after it."
+        for model in models
+    ]
+
+
+def _row(cell: Record, cells: Mapping[str, Record], judgement: Judgement) -> dict[str, str]:
+    row = dict.fromkeys(("latency (s)", "tokens/s", "TTFT (ms)", "TPOT (ms)", "peak memory", "vs dense"), "")
+    if cell["status"] == "ok":
+        time, gain, step = summarise(cell["latency_s"]), speedup(cell, cells), tpot(cell)
+        row |= {
+            "latency (s)": f"{time.centre:.3f} ({time.low:.3f} to {time.high:.3f})",
+            "tokens/s": f"{throughput(cell):.1f}",
+            "TTFT (ms)": f"{1e3 * summarise(cell['ttft_s']).centre:.1f}",
+            "TPOT (ms)": "" if step is None else f"{1e3 * step:.2f}",
+            "peak memory": human(cell["peak_bytes"], "B") if cell["peak_bytes"] else "",
+            "vs dense": "" if gain is None else f"x{gain:.2f}",
+        }
+    else:
+        row["latency (s)"] = "out of memory" if cell["status"] == "oom" else cell["status"]
+    name = cell["id"].removeprefix(cell["model"] + "/")
+    return {"cell": name} | row | {"verdict": judgement.verdict}
+
+
+def _footprints(run: Run) -> str:
+    rows = []
+    for subject in run.subjects.values():
+        cost = subject["footprint"]
+        rows.append(
+            {
+                "model": subject["model"],
+                "method": subject["method"],
+                "layers": str(cost["layers"]),
+                "parameters": f"{cost['parameters']:,}",
+                "weights": human(cost["weight_bytes"], "B"),
+                "FLOPs/token": human(cost["flops_per_token"], "FLOP"),
+                "KV cache/token": human(cost["kv_bytes_per_token"], "B"),
+                "perplexity": _perplexity(subject),
+            }
+        )
+    text = _table(rows)
+    measured = next((s["perplexity"] for s in run.subjects.values() if s["perplexity"]), None)
+    if measured is not None:
+        tokens = measured["tokens"]
+        text += (
+            f"\n\nPerplexity: {measured['predictions']:,} predictions on {tokens['text']}, windows of"
+            f" {tokens['windows'][1]} tokens, {'each starting with BOS' if tokens['bos'] else 'no BOS'}."
+        )
+    return text
+
+
+def _perplexity(subject: Record) -> str:
+    return f"{subject['perplexity']['value']:.2f}" if subject["perplexity"] else ""
+
+
+def _standing(cells: Mapping[str, Record], baseline: Baseline | None, planned: set[str]) -> list[str]:
+    """How the cells stand against the baseline."""
+    if baseline is None:
+        return ["No baseline for this machine and grid yet: --perf-update accepts a run."]
+    verdicts = judgements(cells, baseline)
+    count = Counter(j.verdict for j in verdicts.values())
+    lines = ["Against the baseline: " + (", ".join(f"{n} {v}" for v, n in count.items()) or "no cell to compare") + "."]
+    lines += [f"- {j.message}" for j in verdicts.values() if j.verdict != "same"]
+    lines += [f"- {i}: accepted, but no longer in the grid" for i in gone(baseline, planned)]
+    return lines
+
+
+def _environment(run: Run, baseline: Baseline | None) -> str:
+    software: dict[str, Any] = run.start["software"]
+    rows = [
+        {"": "machine", "this run": run.start["machine"]},
+        *({"": k, "this run": str(v)} for k, v in software.items()),
+    ]
+    if baseline is not None:
+        for row in rows[1:]:
+            row["baseline"] = str(baseline.software.get(row[""], ""))
+    return _table(rows)
+
+
+def _table(rows: list[dict[str, str]]) -> str:
+    """A Markdown table through pandas and tabulate; cells are text already."""
+    if not rows:
+        return "Nothing yet."
+    frame = pd.DataFrame(rows).fillna("")
+    right = {"tokens/s", "TTFT (ms)", "TPOT (ms)", "vs dense", "layers", "parameters", "perplexity", "peak memory"}
+    align = ["right" if name in right else "left" for name in frame.columns]
+    return str(frame.to_markdown(index=False, disable_numparse=True, colalign=align))

@@ -1,0 +1,101 @@
+"""What a cell is measured on: a model, pruned by a method, with its footprint, perplexity and plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from slimcore.bench.cell import DENSE, DTYPES, Cell, split_method
+from slimcore.calibration import calibration_tokens, heldout_tokens
+from slimcore.cost import footprint
+from slimcore.methods import method_named, score, unscored
+from slimcore.models import is_shape, load
+from slimcore.plan import Plan, select
+from slimcore.quality import perplexity
+from slimcore.surgery import prune_
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Perplexity beside a speed needs no more: 64 windows, the same for every method.
+HELDOUT_TOKENS = 8192
+
+
+@dataclass
+class Subject:
+    """A model ready to be measured, and the record of how it came to be."""
+
+    model: PreTrainedModel
+    record: dict[str, Any]
+
+
+class Subjects:
+    """Builds each subject once, and holds one at a time.
+
+    Cells come ordered by subject, `dense` first, so that a model is loaded once for dense and the method after it.
+    """
+
+    def __init__(self, known: dict[tuple[str, str], dict[str, Any]] | None = None) -> None:
+        self.loads = 0
+        self._known = known or {}  # records of an earlier run: plans and perplexities are not computed again
+        self._key: tuple[str, str, str, str] | None = None
+        self._subject: Subject | None = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+
+    def get(self, cell: Cell) -> Subject:
+        """The subject of `cell`."""
+        key = (*cell.subject, cell.dtype, cell.device)
+        if self._subject is None or self._key != key:
+            started = perf_counter()
+            model = self._dense(cell)
+            # From here the held subject is being cut: not to be taken for itself where that fails.
+            self._key, self._subject = None, None
+            self._subject = Subject(model, self._prepare(model, cell))
+            self._subject.record["seconds"] = round(perf_counter() - started, 3)
+            self._key = key
+        return self._subject
+
+    def drop(self) -> None:
+        """Forget the held subject, so that its memory can be used again."""
+        self._key, self._subject, self._tokenizer = None, None, None
+
+    def _dense(self, cell: Cell) -> PreTrainedModel:
+        if self._subject is not None and self._key == (cell.model, DENSE, cell.dtype, cell.device):
+            return self._subject.model
+        self.drop()
+        self.loads += 1
+        model, self._tokenizer = load(cell.model, dtype=DTYPES[cell.dtype], device=cell.device)
+        return model
+
+    def _prepare(self, model: PreTrainedModel, cell: Cell) -> dict[str, Any]:
+        """Cut `model` in place as the cell's method says, and describe it."""
+        known = self._known.get(cell.subject, {})
+        name, budget = split_method(cell.method)
+        plan = None
+        if budget is not None:
+            plan = Plan.from_dict(known["plan"], where="results") if known.get("plan") else self._plan(model, cell)
+            prune_(model, plan)
+        quality = known.get("perplexity")
+        if quality is None and self._tokenizer is not None:
+            quality = perplexity(model, heldout_tokens(self._tokenizer, limit=HELDOUT_TOKENS)).as_dict()
+        return {
+            "model": cell.model,
+            "method": cell.method,
+            "label": name if budget is None else method_named(name).label,
+            "footprint": footprint(model).as_dict(),
+            "perplexity": quality,
+            "plan": None if plan is None else plan.as_dict(),
+        }
+
+    def _plan(self, model: PreTrainedModel, cell: Cell) -> Plan:
+        name, budget = split_method(cell.method)
+        assert budget is not None
+        if is_shape(cell.model):
+            scores = unscored(model, method=name)
+        else:
+            tokens = None
+            if method_named(name).needs_tokens and self._tokenizer is not None:
+                tokens = calibration_tokens(self._tokenizer)
+            scores = score(model, tokens, method=name)
+        return select(scores, ratio=budget.ratio, params=budget.params, layers=budget.layers)

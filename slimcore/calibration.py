@@ -1,0 +1,140 @@
+"""Windows of token ids, with the provenance that makes a score or a perplexity repeatable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from slimcore import text
+from slimcore.errors import TextError
+from slimcore.files import sha256
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token windows and where they came from."""
+
+    ids: Tensor  # (N, T) int64
+    text: str = "given"
+    text_sha256: str | None = None
+    tokenizer_sha256: str | None = None
+    bos: bool = False  # each window starts with the tokenizer's BOS
+    seed: int | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """Provenance as JSON types, with a hash of the ids."""
+        return {
+            "text": self.text,
+            "text_sha256": self.text_sha256,
+            "tokenizer_sha256": self.tokenizer_sha256,
+            "bos": self.bos,
+            "seed": self.seed,
+            "windows": list(self.ids.shape),
+            "tokens_sha256": sha256(self.ids.cpu().contiguous().numpy().tobytes()),
+        }
+
+
+def calibration_tokens(
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    samples: int = 10,
+    length: int = 128,
+    seed: int = 0,
+    source: str | Path | None = None,
+) -> Tokens:
+    """Draw `samples` windows of `length` tokens at random, none overlapping another.
+
+    Each document is cut into consecutive windows at a random offset; the windows are drawn without replacement.
+    `source` as in `slimcore.text.read`; None is the calibration half of the built-in text. No special tokens.
+    Raises TextError where the text is too short.
+    """
+    _positive(samples=samples, length=length)
+    origin = text.read(source, "calibration")
+    generator = torch.Generator().manual_seed(seed)
+    windows: list[Tensor] = []
+    for ids in _tokenise(tokenizer, origin):
+        spare = len(ids) % length
+        offset = int(torch.randint(spare + 1, (1,), generator=generator))
+        windows += ids[offset : offset + len(ids) - spare].split(length) if len(ids) >= length else []
+    if len(windows) < samples:
+        raise TextError(
+            f"{origin.name} gives {len(windows)} windows of {length} tokens, {samples} were asked:"
+            " use a longer text, or ask for fewer or shorter windows"
+        )
+    drawn = torch.randperm(len(windows), generator=generator)[:samples].tolist()
+    return _tokens(tokenizer, origin, [windows[i] for i in drawn], bos=False, seed=seed)
+
+
+def heldout_tokens(
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    length: int = 128,
+    limit: int | None = None,
+    bos: bool = False,
+    source: str | Path | None = None,
+) -> Tokens:
+    """Cut a text into consecutive windows of `length` tokens, to measure perplexity on; what is left over is dropped.
+
+    `limit`: at most so many tokens, from the front. `bos`: each window starts with BOS (counted in `length`).
+    `source` as in `slimcore.text.read`; None is the held-out half of the built-in text.
+    Raises TextError where there is not one window.
+    """
+    _positive(length=length - 1, limit=1 if limit is None else limit // length)
+    origin = text.read(source, "heldout")
+    ids = torch.cat(_tokenise(tokenizer, origin))
+    body = length - bos
+    windows = list(ids[: len(ids) // body * body].split(body)) if len(ids) >= body else []
+    if not windows:
+        raise TextError(f"{origin.name} has {len(ids)} tokens, fewer than one window of {length}: use a longer text")
+    if bos:
+        if tokenizer.bos_token_id is None:
+            raise TextError("bos=True, but the tokenizer has no BOS token: measure without")
+        windows = [torch.cat([torch.tensor([tokenizer.bos_token_id]), w]) for w in windows]
+    return _tokens(tokenizer, origin, windows[: None if limit is None else limit // length], bos=bos, seed=None)
+
+
+def as_ids(tokens: Tokens | Tensor, vocabulary: int) -> Tensor:
+    """The (N, T) int64 ids of `tokens`, checked against a model's `vocabulary`. Raises TextError."""
+    ids = tokens.ids if isinstance(tokens, Tokens) else tokens
+    if ids.ndim != 2 or ids.shape[0] < 1 or ids.shape[1] < 2 or ids.is_floating_point():
+        raise TextError(f"tokens must be integer ids (N, T) with T of 2 or more (got {ids.dtype} {tuple(ids.shape)})")
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= vocabulary:
+        raise TextError(
+            f"token ids must lie within 0..{vocabulary - 1}, the model's vocabulary (got {low}..{high}):"
+            " tokenise with the model's own tokenizer"
+        )
+    return ids.long()
+
+
+def _tokenise(tokenizer: PreTrainedTokenizerBase, origin: text.Text) -> list[Tensor]:
+    # verbose=False: a whole document is longer than the model's context, and is meant to be.
+    encoded = tokenizer(list(origin.documents), add_special_tokens=False, verbose=False)["input_ids"]
+    return [torch.tensor(ids, dtype=torch.long) for ids in encoded]
+
+
+def _tokens(
+    tokenizer: PreTrainedTokenizerBase, origin: text.Text, windows: list[Tensor], *, bos: bool, seed: int | None
+) -> Tokens:
+    vocabulary = "\0".join(f"{token}\0{i}" for token, i in sorted(tokenizer.get_vocab().items()))
+    return Tokens(
+        ids=torch.stack(windows),
+        text=origin.name,
+        text_sha256=origin.digest,
+        tokenizer_sha256=sha256(vocabulary.encode()),
+        bos=bos,
+        seed=seed,
+    )
+
+
+def _positive(**numbers: int) -> None:
+    for name, value in numbers.items():
+        if value < 1:
+            raise TextError(f"{name} asks for no window at all: give at least one window of two tokens")

@@ -1,0 +1,112 @@
+"""Running a decoder one layer at a time: what scoring needs and `model(...)` cannot give.
+
+Shapes: N windows, T tokens, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from slimcore.structure import Decoder
+
+# Logits of so many vocabulary entries at a time stay in a CPU's cache.
+VOCABULARY_BLOCK = 2048
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What enters the first layer, and what each layer is called with beside its hidden states."""
+
+    hidden: Tensor  # (N, T, H)
+    arguments: list[dict[str, Any]]  # one a layer: mask, positions, rotary embeddings
+
+
+class _Recorder(nn.Module):
+    """Stands in a layer's place and notes how it is called."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        if hasattr(layer, "attention_type"):
+            self.attention_type = layer.attention_type
+        self.arguments: dict[str, Any] = {}
+
+    def forward(self, hidden_states: Tensor, **arguments: Any) -> Tensor:
+        self.arguments = arguments
+        return hidden_states
+
+
+def enter(view: Decoder, ids: Tensor, dtype: torch.dtype) -> Entry:
+    """Embed `ids` (N, T) and learn from the model itself how it calls its layers; no layer is computed.
+
+    `dtype`: arithmetic to run in. The mask and the rotary embeddings are the model's own, whatever its version.
+    """
+    ids = ids.to(view.embedding.weight.device)
+    hidden = view.embedding(ids).to(dtype)
+    recorders = nn.ModuleList(_Recorder(layer) for layer in view.layers)
+    view.backbone.layers = recorders
+    try:
+        view.backbone(inputs_embeds=hidden, use_cache=False)
+    finally:
+        view.backbone.layers = view.layers
+    return Entry(hidden, [cast(_Recorder, r).arguments for r in recorders])
+
+
+def run(layer: nn.Module, hidden: Tensor, arguments: dict[str, Any]) -> Tensor:
+    """One layer's output (N, T, H)."""
+    output = layer(hidden, **arguments)
+    return cast(Tensor, output[0] if isinstance(output, tuple) else output)
+
+
+def arithmetic(weight: Tensor) -> torch.dtype:
+    """The dtype to compute in: the weights' own, unless this CPU has no fast arithmetic for it."""
+    if weight.dtype == torch.float32 or weight.device.type != "cpu":
+        return weight.dtype
+    native = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return weight.dtype if native else torch.float32
+
+
+@contextmanager
+def computing_in(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Hold `module`'s weights in `dtype` inside the block; a wider dtype and back loses nothing."""
+    stored = {p: p.data for p in module.parameters() if p.dtype != dtype}
+    try:
+        for parameter, data in stored.items():
+            parameter.data = data.to(dtype)
+        yield
+    finally:
+        for parameter, data in stored.items():
+            parameter.data = data
+
+
+def next_token_nll(view: Decoder, hidden: Tensor, ids: Tensor) -> Tensor:
+    """Negative log-likelihood of each next token, (N, T-1) float32, from the last layer's output (N, T, H).
+
+    The head is applied to one block of the vocabulary at a time with a running log-sum-exp, so that no
+    (N, T, V) logits exist.
+    """
+    with computing_in(view.norm, hidden.dtype):
+        states = view.norm(hidden[:, :-1]).flatten(0, 1)  # (R, H), R = N (T-1)
+    weight = view.head.weight
+    states = states.to(weight.device)
+    targets = ids[:, 1:].to(weight.device).flatten()
+    chosen = (states.float() * weight[targets].float()).sum(-1)
+    total = torch.full_like(chosen, -torch.inf)
+    for block in weight.split(VOCABULARY_BLOCK):
+        logits = (states @ block.to(states.dtype).T).float()
+        top = logits.amax(-1, keepdim=True)
+        partial = logits.sub_(top).exp_().sum(-1).log_().add_(top[:, 0])
+        total = torch.logaddexp(total, partial)
+    nll: Tensor = (total - chosen).view(ids.shape[0], -1)
+    return nll
+
+
+def batches(ids: Tensor, size: int) -> tuple[Tensor, ...]:
+    """Split windows (N, T) into batches of at most `size`."""
+    parts: tuple[Tensor, ...] = ids.split(max(1, size))
+    return parts

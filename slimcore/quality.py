@@ -1,0 +1,60 @@
+"""Perplexity, and the conditions it was taken under."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from slimcore import layerwise
+from slimcore.calibration import Tokens, as_ids
+from slimcore.progress import progress
+from slimcore.structure import decoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """A perplexity that can be compared: only with one on the same tokens."""
+
+    value: float
+    predictions: int  # tokens predicted: N (T - 1)
+    tokens: dict[str, Any]  # provenance of the windows: text, BOS policy, hashes
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields by name, for JSON."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def perplexity(model: PreTrainedModel, tokens: Tokens | Tensor, *, batch_size: int = 16) -> Perplexity:
+    """exp of the mean next-token NLL, pooled over all windows (N, T); each window stands alone.
+
+    `batch_size`: windows computed at once. Raises TextError where ids do not fit the vocabulary.
+    """
+    view = decoder(model)
+    ids = as_ids(tokens, view.vocabulary)
+    dtype = layerwise.arithmetic(view.head.weight)
+    was_training = model.training
+    model.eval()
+    nll = 0.0
+    try:
+        for batch in progress(layerwise.batches(ids, batch_size), "perplexity"):
+            entry = layerwise.enter(view, batch, dtype)
+            hidden = entry.hidden
+            for layer, arguments in zip(view.layers, entry.arguments, strict=True):
+                with layerwise.computing_in(layer, dtype):
+                    hidden = layerwise.run(layer, hidden, arguments)
+            nll += float(layerwise.next_token_nll(view, hidden, batch).double().sum())
+    finally:
+        model.train(was_training)
+    predictions = ids.shape[0] * (ids.shape[1] - 1)
+    described = (tokens if isinstance(tokens, Tokens) else Tokens(ids)).describe()
+    mean = nll / predictions
+    # A broken model's perplexity is beyond a float: it is infinite, not an error.
+    return Perplexity(math.exp(mean) if mean < 700 else math.inf, predictions, described)
