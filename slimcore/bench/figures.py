@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 FIGURE = "throughput_latency"
 
 # Colours of Okabe and Ito, told apart by every common form of colour vision; marker and dash carry them in greyscale.
-_STYLES = (
+_STYLES: tuple[dict[str, Any], ...] = (
     {"color": "#000000", "marker": "o", "linestyle": "-"},
     {"color": "#D55E00", "marker": "s", "linestyle": "--"},
     {"color": "#0072B2", "marker": "^", "linestyle": "-."},
@@ -79,21 +79,15 @@ def _draw_series(panel: Axes, cells: Sequence[Record], label: str, number: int) 
     times = [summarise(c["latency_s"]) for c in ok]
     x = [t.centre for t in times]
     y = [c["batch"] * c["output_tokens"] / t.centre for c, t in zip(ok, times, strict=True)]
-    error = [[t.centre - t.low for t in times], [t.high - t.centre for t in times]]
-    panel.errorbar(
-        x, y, xerr=error if ok else None, label=label, markersize=5, linewidth=1.4, elinewidth=0.8, capsize=2,
-        markerfacecolor="white" if number % 2 else style["color"], **style,
-    )  # fmt: skip
+    panel.hlines(y, [t.low for t in times], [t.high for t in times], color=style["color"], linewidth=0.8)
+    face = "white" if number % 2 else style["color"]
+    panel.plot(x, y, label=label, markersize=5, linewidth=1.4, markerfacecolor=face, **style)
     above = number % 2 == 0
     place: dict[str, Any] = {"ha": "right", "va": "bottom"} if above else {"ha": "left", "va": "top"}
-        "textcoords": "offset points",
-        "ha": "right" if above else "left",
-        "va": "bottom" if above else "top",
-    }
+    offset = (-4, 4) if above else (4, -4)
     for cell, at in zip(ok, zip(x, y, strict=True), strict=True):
-        panel.annotate(
-            f"M{cell['batch']}", at, xytext=(-4, 4) if above else (4, -4), textcoords="offset points", fontsize=7, color=style["color"], **place
-        )
+        text = f"M{cell['batch']}"
+        panel.annotate(text, at, xytext=offset, textcoords="offset points", fontsize=7, color=style["color"], **place)
     if lost and ok:
         # To the right of the last point that fits: where the curve would have gone on.
         panel.annotate(

@@ -31,10 +31,10 @@ T = TypeVar("T")
 class Protocol:
     """How long a cell is warmed up and repeated."""
 
-    seconds: float = 10.0  # of timed repeats, after which no further one starts
+    seconds: float = 6.0  # of timed repeats, after which no further one starts
     repeats: tuple[int, int] = (5, 30)  # at least, at most
     tight: float = 0.01  # relative half-width of the median's interval that ends a cell early
-    warmups: tuple[int, int] = (3, 6)
+    warmups: tuple[int, int] = (3, 4)
     steady: float = 0.02  # the last three warm-ups agree within this
 
 

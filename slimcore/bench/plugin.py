@@ -39,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--perf-grid", metavar="NAME", help="grid to measure (default: gpu where there is one, else cpu)")
     for name, kind, text in axes:
         group.addoption(f"--perf-{name}", type=kind, metavar="A,B", help=f"{text}; in place of the grid's")
-    group.addoption("--perf-seconds", type=float, default=10.0, help="time for the repeats of a cell (default: 10)")
+    group.addoption("--perf-seconds", type=float, default=6.0, help="time for the repeats of a cell (default: 6)")
     group.addoption("--perf-resume", nargs="?", const="latest", metavar="RUN", help="go on with a run, or the latest")
     group.addoption("--perf-update", action="store_true", help="accept what this run measures as the baseline")
     group.addoption("--perf-reports", type=Path, metavar="DIR", help="where runs are written (default: reports)")

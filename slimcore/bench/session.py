@@ -106,7 +106,7 @@ class Session:
         again = f" ({self.resumed} of them by an earlier start of this run)" if self.resumed else ""
         try:
             self.summary = report.summary(self.run, self.accepted, self._grid_ids)
-            self.summary[0] += again
+            self.summary[0] = self.summary[0].removesuffix(".") + again + "."
             if update:
                 count = baseline.accept(self.path, self.run, self._grid_ids)
                 self.summary.append(f"accepted {count} cells as the baseline {self.path}")
