@@ -90,5 +90,5 @@ def restore_buffers_(model: PreTrainedModel) -> None:
     """Recompute what is not stored as a weight (rotary frequencies) after `to_empty`."""
     backbone = decoder(model).backbone
     rotary = cast(nn.Module, backbone.rotary_emb)
-    device = next(model.parameters()).device
-    backbone.rotary_emb = type(rotary)(config=model.config, device=device)
+    with next(model.parameters()).device:
+        backbone.rotary_emb = type(rotary)(config=model.config)

@@ -1,0 +1,124 @@
+"""The three depth criteria against plain references: one whole model run per layer, autograd, a sum."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import slimcore
+from slimcore.methods import METHODS
+from tests.helpers import ids, mean_nll, models_drawn, skipped_logits, tiny
+
+SCORED = (
+    *(f"self_attn.{p}_proj" for p in "qkvo"),
+    *(f"mlp.{p}_proj" for p in ("gate", "up", "down")),
+    "input_layernorm",
+    "post_attention_layernorm",
+)
+
+
+def plain_taylor(model, tokens):
+    """Sum of |weight x gradient| by one backward pass through the whole model."""
+    model.zero_grad()
+    logits = model(tokens, use_cache=False).logits
+    torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).backward()
+    weights = [[layer.get_submodule(n).weight for n in SCORED] for layer in model.model.layers]
+    values = [sum(float((w.detach() * w.grad).abs().sum()) for w in layer) for layer in weights]
+    model.zero_grad()
+    return values
+
+
+@given(models_drawn(), st.integers(1, 5), st.integers(2, 20), st.integers(1, 6))
+def test_ppl_equals_running_the_whole_model_without_each_layer(model, windows, length, batch_size):
+    """Sharing the layers below the gap changes no score."""
+    tokens = ids(windows, length)
+    scores = slimcore.score(model, tokens, method="depth-ppl", batch_size=batch_size)
+    count = len(model.model.layers)
+    for gap, value in enumerate(scores.values):
+        kept = set(range(count)) - {gap}
+        assert math.log(value) == pytest.approx(float(mean_nll(skipped_logits(model, tokens, kept), tokens)), rel=1e-5)
+
+
+@given(models_drawn(), st.integers(1, 5), st.integers(2, 20), st.integers(1, 6))
+def test_taylor_equals_one_backward_pass(model, windows, length, batch_size):
+    """Layer by layer and batch by batch, the gradient is the whole model's."""
+    tokens = ids(windows, length)
+    values = slimcore.score(model, tokens, method="depth-taylor", batch_size=batch_size).values
+    assert values == pytest.approx(plain_taylor(model, tokens), rel=1e-3)
+
+
+@given(models_drawn())
+def test_magnitude_equals_the_sum_of_absolute_weights(model):
+    """Seven projections and two norms; no bias."""
+    expected = [
+        sum(float(layer.get_submodule(n).weight.abs().double().sum()) for n in SCORED) for layer in model.model.layers
+    ]
+    assert slimcore.score(model, method="depth-magnitude").values == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_scoring_leaves_the_model_as_it_was(method, dtype):
+    """Weights, gradients, frozen parameters and training mode are untouched."""
+    model = tiny(tied=True, dtype=dtype)
+    model.train()
+    frozen = model.model.layers[2].mlp.up_proj.weight.requires_grad_(requires_grad=False)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    layers = list(model.model.layers)
+    slimcore.score(model, ids(), method=method)
+    assert all(torch.equal(before[name], p) and p.dtype == dtype for name, p in model.named_parameters())
+    assert all(p.grad is None for p in model.parameters())
+    assert list(model.model.layers) == layers
+    assert model.training
+    assert not frozen.requires_grad
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_half_precision_copies_score_alike(method):
+    """fp16 and bf16 copies give finite scores, in the order of fp32 wherever two scores differ by more than 3 %."""
+    # Rounded once, so that the three hold the same numbers.
+    full = tiny(layers=8, dtype=torch.bfloat16, seed=5).float()
+    reference = slimcore.score(full, ids(6, 24), method=method).values
+    for dtype in (torch.bfloat16, torch.float16):
+        values = slimcore.score(
+            tiny(layers=8, dtype=torch.bfloat16, seed=5).to(dtype), ids(6, 24), method=method
+        ).values
+        for i, a in enumerate(reference):
+            for j, b in enumerate(reference):
+                assert not (a < b / 1.03 and values[i] >= values[j]), (dtype, i, j)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_same_tokens_give_the_same_plan_byte_for_byte(method, tmp_path):
+    """Scoring twice and writing twice gives equal files."""
+    for name in ("a", "b"):
+        scores = slimcore.score(tiny(), ids(), method=method)
+        slimcore.select(scores, layers=2, protect=(1, 1)).save(tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+@given(models_drawn(min_layers=3), st.data())
+def test_a_layer_without_effect_is_the_first_to_go(model, data):
+    """With its two output projections zeroed a layer passes its input on: its PPL is the dense model's."""
+    index = data.draw(st.integers(0, len(model.model.layers) - 1))
+    layer = model.model.layers[index]
+    for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
+        for parameter in projection.parameters():
+            parameter.data.zero_()
+    tokens = ids(2, 16)
+    before = model(tokens, use_cache=False).logits
+    values = slimcore.score(model, tokens, method="depth-ppl").values
+    assert math.log(values[index]) == pytest.approx(float(mean_nll(before, tokens)), rel=1e-5)
+    kept = [i for i in range(len(values)) if i != index]
+    assert torch.allclose(skipped_logits(model, tokens, kept), before, rtol=1e-4, atol=1e-4)
+
+
+def test_a_score_that_is_not_finite_is_an_error():
+    """NaN in a weight is told, with the layer; it does not sort somewhere."""
+    model = tiny()
+    model.model.layers[3].mlp.up_proj.weight.data[0, 0] = torch.nan
+    with pytest.raises(slimcore.SlimcoreError, match=r"depth-magnitude scored layers \[3\] as not finite"):
+        slimcore.score(model, method="depth-magnitude")

@@ -1,0 +1,83 @@
+"""The layers of the code point down, and importing stays light: checked in fresh processes and on the sources."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import slimcore
+
+PACKAGE = Path(slimcore.__file__).parent
+# Each file may import only from those before it.
+ORDER = [
+    "errors", "files", "plan", "structure", "cost", "progress", "layerwise", "text", "calibration", "methods",
+    "surgery", "checkpoint", "quality", "models", "bench", "cli",
+]  # fmt: skip
+BENCH_ORDER = [
+    "statistics", "gate", "cell", "engines", "environment", "measure", "subject", "results", "baseline", "figures",
+    "report", "session", "plugin",
+]  # fmt: skip
+
+
+def imported(path):
+    """Modules of slimcore that a source imports outside of type checking, as dotted paths below the package."""
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.ImportFrom)
+            and id(node) not in typing_only
+            and (node.module or "").startswith("slimcore")
+        ):
+            base = node.module.removeprefix("slimcore").strip(".")
+            yield from ([base] if base not in ("", "bench") else [f"{base}.{a.name}".strip(".") for a in node.names])
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    """Core never imports bench, and no file imports one above it."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    room = parts[0]
+    if room in ("__init__", "__main__"):
+        return
+    for name in imported(path):
+        other = name.split(".")
+        if other[0] == room == "methods":
+            continue
+        if other[0] == room == "bench":
+            if parts[-1] != "__init__":
+                assert BENCH_ORDER.index(other[1]) < BENCH_ORDER.index(parts[1]), name
+        else:
+            assert ORDER.index(other[0]) < ORDER.index(room), name
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("slimcore", {"torch", "transformers"}),
+        ("slimcore.cli", {"torch", "transformers", "rich"}),
+        ("slimcore.bench.plugin", {"torch", "transformers", "pandas", "matplotlib"}),
+        ("slimcore.bench.cell", {"torch", "transformers"}),
+        ("slimcore.bench.gate", {"torch", "pytest"}),
+        ("slimcore.bench.statistics", {"torch", "pytest"}),
+    ],
+)
+def test_importing_stays_light(module, absent):
+    """Heavy packages come in where they are used."""
+    code = f"import sys, {module}; print(*sorted({absent!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    assert done.stdout.strip() == ""
+
+
+def test_every_public_name_is_there():
+    """`__all__`, the names resolved lazily, and what resolves agree."""
+    assert set(slimcore.__all__) == set(slimcore._HOME) == {n for n in slimcore.__all__ if getattr(slimcore, n)}
+    with pytest.raises(AttributeError, match="no attribute 'prune'"):
+        slimcore.prune  # noqa: B018

@@ -1,0 +1,141 @@
+"""select(), Plan and Budget as arithmetic."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slimcore.errors import BudgetError, PlanError, SlimcoreError
+from slimcore.plan import Budget, Plan, Scores, select
+
+finite = st.floats(-1e6, 1e6)
+
+
+@st.composite
+def scored(draw):
+    """Scores of 2 to 40 layers of one size."""
+    values = draw(st.lists(finite, min_size=2, max_size=40))
+    size = draw(st.integers(10, 10**9))
+    return Scores("depth-ppl", tuple(values), (size,) * len(values), size * len(values) + draw(st.integers(0, 10**9)))
+
+
+@given(scored(), st.data())
+def test_more_removed_keeps_a_subset(scores, data):
+    """One-shot plans are nested."""
+    count = len(scores.values)
+    more = data.draw(st.integers(1, count - 1))
+    fewer = data.draw(st.integers(1, more))
+    small, large = (select(scores, layers=n, protect=(0, 0)) for n in (fewer, more))
+    assert set(large.keep) <= set(small.keep)
+    assert len(large.keep) == count - more
+    assert large.parameters == scores.total_parameters - more * scores.layer_parameters[0]
+
+
+@given(scored(), st.floats(0.001, 0.999))
+def test_the_achieved_ratio_is_the_nearest_whole_layers_allow(scores, ratio):
+    """Within half a layer of the asked one, or refused because not even all layers reach it."""
+    count = len(scores.values)
+    try:
+        plan = select(scores, ratio=ratio, protect=(0, 0))
+    except BudgetError:
+        assert ratio > (count - 1) / count
+        return
+    assert abs(plan.ratio - ratio) <= 0.5 / count + 1e-9
+    assert plan.ratio == pytest.approx(len(plan.removed) / count)
+
+
+@given(scored(), st.data())
+def test_params_and_layers_are_one_budget(scores, data):
+    """Asking for the parameters that n layers fewer leave removes n layers."""
+    layers = data.draw(st.integers(1, len(scores.values) - 1))
+    by_layers = select(scores, layers=layers, protect=(0, 0))
+    assert select(scores, params=by_layers.parameters, protect=(0, 0)).keep == by_layers.keep
+
+
+@given(scored(), st.integers(0, 5), st.integers(0, 5), st.data())
+def test_protected_layers_stay(scores, first, last, data):
+    """ "+": the ends are never cut, and asking for more than the rest says how many may go."""
+    count = len(scores.values)
+    free = max(0, min(count - first - last, count - 1))
+    layers = data.draw(st.integers(1, count + 1))
+    if layers > free:
+        with pytest.raises(BudgetError, match=f"at most {free} may be cut"):
+            select(scores, layers=layers, protect=(first, last))
+    else:
+        plan = select(scores, layers=layers, protect=(first, last))
+        assert all(first <= i < count - last for i in plan.removed)
+
+
+@given(scored(), st.data())
+def test_a_plan_survives_json(scores, data):
+    """To JSON text and back, equal."""
+    plan = select(scores, layers=data.draw(st.integers(1, len(scores.values) - 1)), protect=(0, 0))
+    assert Plan.from_dict(json.loads(json.dumps(plan.as_dict()))) == plan
+
+
+@pytest.mark.parametrize("ratio", [0, 1, -0.1, 1.5, float("nan")])
+def test_a_ratio_outside_0_and_1_is_refused(ratio):
+    """The ends are excluded: nothing, or everything, is no pruning."""
+    with pytest.raises(BudgetError, match="between 0 and 1"):
+        Budget(ratio=ratio)
+
+
+def test_exactly_one_budget_is_taken():
+    """None and two are refused, by name."""
+    with pytest.raises(BudgetError, match="exactly one of ratio=, params=, layers= .got none"):
+        Budget()
+    with pytest.raises(BudgetError, match="got ratio, layers"):
+        Budget(ratio=0.2, layers=2)
+
+
+@given(
+    st.one_of(
+        st.builds(Budget, ratio=st.floats(0.01, 0.99).map(lambda r: round(r, 4))),
+        st.builds(Budget, layers=st.integers(1, 100)),
+        st.builds(Budget, params=st.integers(1, 999).map(lambda n: n * 10**8)),
+    )
+)
+def test_the_short_form_of_a_budget_reads_back(budget):
+    """0.27, 9L, 4.9B."""
+    assert Budget.parse(str(budget)) == budget
+
+
+@pytest.mark.parametrize("text", ["", "-0.1", "1.0", "nine", "9 L", "4.9b", "0L", "1e9"])
+def test_a_malformed_short_form_is_refused(text):
+    """One clear error, whatever is wrong with it."""
+    with pytest.raises(BudgetError):
+        Budget.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "cannot read a plan"),
+        ("[]", "not a plan of schema"),
+        ('{"schema": "slimcore.plan/9"}', "not a plan of schema"),
+        ('{"schema": "slimcore.plan/1"}', "missing"),
+    ],
+)
+def test_a_file_that_is_no_plan_is_refused(tmp_path, content, message):
+    """By its name, with what is wrong."""
+    path = tmp_path / "plan.json"
+    path.write_text(content)
+    with pytest.raises(PlanError, match=message) as caught:
+        Plan.load(path)
+    assert "plan.json" in str(caught.value)
+
+
+def test_printing_a_plan_shows_what_goes():
+    """A picture of the layers, and the counts."""
+    scores = Scores("depth-ppl", (3.0, 1.0, 2.0, 4.0), (10,) * 4, 45)
+    text = str(select(scores, layers=2, protect=(0, 0)))
+    assert "[#..#]" in text
+    assert "45 -> 25" in text
+    assert "removed     1, 2" in text
+
+
+def test_every_error_of_a_plan_is_a_slimcore_error():
+    """One class to catch."""
+    with pytest.raises(SlimcoreError):
+        Plan("depth-ppl", 4, (2, 1), {}, 1, 2, 0.5)
