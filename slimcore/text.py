@@ -46,8 +46,9 @@ def _builtin(half: Half) -> Text:
     """The English of Python's own language reference; topics in alphabetical order go to the two halves in turn."""
     from pydoc_data.topics import topics
 
-    chosen = sorted(topics)[(0 if half == "calibration" else 1) :: 2]
-    return Text(f"python-topics/{half}", tuple(topics[name].strip() for name in chosen))
+    # Several topics share one document.
+    documents = list(dict.fromkeys(topics[name].strip() for name in sorted(topics)))
+    return Text(f"python-topics/{half}", tuple(documents[(0 if half == "calibration" else 1) :: 2]))
 
 
 def _file(path: Path) -> Text:

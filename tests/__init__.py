@@ -1,0 +1,1 @@
+"""Correctness: oracles, properties, bad input, and the plugin in runs of its own."""

@@ -53,7 +53,8 @@ def test_taylor_equals_one_backward_pass(model, windows, length, batch_size):
 def test_magnitude_equals_the_sum_of_absolute_weights(model):
     """Seven projections and two norms; no bias."""
     expected = [
-        sum(float(layer.get_submodule(n).weight.abs().double().sum()) for n in SCORED) for layer in model.model.layers
+        sum(float(layer.get_submodule(n).weight.detach().abs().double().sum()) for n in SCORED)
+        for layer in model.model.layers
     ]
     assert slimcore.score(model, method="depth-magnitude").values == pytest.approx(expected, rel=1e-6)
 

@@ -55,7 +55,7 @@ def test_params_and_layers_are_one_budget(scores, data):
 
 @given(scored(), st.integers(0, 5), st.integers(0, 5), st.data())
 def test_protected_layers_stay(scores, first, last, data):
-    """ "+": the ends are never cut, and asking for more than the rest says how many may go."""
+    """The ends are never cut, and asking for more than the rest says how many may go."""
     count = len(scores.values)
     free = max(0, min(count - first - last, count - 1))
     layers = data.draw(st.integers(1, count + 1))
@@ -83,7 +83,7 @@ def test_a_ratio_outside_0_and_1_is_refused(ratio):
 
 def test_exactly_one_budget_is_taken():
     """None and two are refused, by name."""
-    with pytest.raises(BudgetError, match="exactly one of ratio=, params=, layers= .got none"):
+    with pytest.raises(BudgetError, match=r"exactly one of.*got none"):
         Budget()
     with pytest.raises(BudgetError, match="got ratio, layers"):
         Budget(ratio=0.2, layers=2)

@@ -152,7 +152,7 @@ def _narrowed(config: pytest.Config) -> list[Grid]:
         config.stash[_GRIDS] = chosen
         return [grid.narrow(**axes) for grid in chosen]
     except SlimcoreError as error:
-        raise pytest.UsageError(str(error)) from None
+        raise pytest.Collector.CollectError(str(error)) from None
 
 
 def _cell(item: pytest.Item) -> Cell | None:

@@ -1,0 +1,83 @@
+"""Grids as data: reading, narrowing, and the ids of cells."""
+
+from pathlib import Path
+
+import pytest
+
+from slimcore.bench.cell import grid_named, load_grids
+from slimcore.errors import BudgetError, ResultsError, UnknownNameError
+
+GRIDS = Path(__file__).parent.parent / "perf" / "grids.toml"
+
+
+def test_the_default_grid_is_small_and_its_ids_read():
+    """The cells of the CPU, dense before pruned, small batches first."""
+    ids = [cell.id for cell in load_grids(GRIDS)["cpu"].cells()]
+    assert ids[0] == "smollm2-135m/dense/i12-o16/m1/eager-fp32"
+    assert ids[-1] == "smollm2-135m/depth-ppl:0.27/i82-o16/m8/eager-fp32"
+    assert len(set(ids)) == len(ids) == 12
+
+
+def test_each_subject_comes_in_one_stretch():
+    """So that a model is built once."""
+    for grid in load_grids(GRIDS).values():
+        subjects = [cell.subject for cell in grid.cells()]
+        stretches = [s for before, s in zip([None, *subjects], subjects, strict=False) if s != before]
+        assert len(stretches) == len(set(stretches))
+
+
+def test_narrowing_replaces_axes():
+    """By value; a method by its name as the grid has it; a model that is new takes the grid's methods."""
+    grid = load_grids(GRIDS)["gpu"].narrow(models=["vicuna-13b", "./mine"], methods=["depth-ppl"], batches=[1, 7])
+    assert grid.models == {"vicuna-13b": ("depth-ppl:11L",), "./mine": ("depth-ppl:9L",)}
+    assert (grid.batches, grid.inputs) == ((1, 7), (12, 82))
+    assert load_grids(GRIDS)["cpu"].narrow(methods=["dense", "depth-taylor:0.2"]).models == {
+        "smollm2-135m": ("dense", "depth-taylor:0.2")
+    }
+
+
+def test_unknown_names_are_answered_with_the_nearest():
+    """Grids and methods alike; a method without a budget asks for one."""
+    grids = load_grids(GRIDS)
+    with pytest.raises(UnknownNameError, match=r"unknown grid 'gpuu'; did you mean 'gpu'\? .known: cpu, gpu"):
+        grid_named(grids, "gpuu")
+    with pytest.raises(UnknownNameError, match="did you mean 'depth-taylor'"):
+        grids["cpu"].narrow(methods=["depth-tailor:0.2"])
+    with pytest.raises(ResultsError, match=r"as in depth-taylor:0\.27"):
+        grids["cpu"].narrow(methods=["depth-taylor"])
+
+
+GOOD = """
+[g]
+device = "cpu"
+dtype = "fp32"
+engines = ["eager"]
+inputs = [1]
+outputs = [1]
+batches = [1]
+models = {tiny = ["dense"]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (("[g]", "[g"), ResultsError),
+        (("inputs = [1]\n", ""), ResultsError),
+        (("inputs = [1]", "inputs = [0]"), ResultsError),
+        (("inputs = [1]", "inputs = []"), ResultsError),
+        (('"cpu"', '"tpu"'), UnknownNameError),
+        (('"fp32"', '"fp23"'), UnknownNameError),
+        (('"dense"', '"sparse"'), UnknownNameError),
+        (('"dense"', '"depth-ppl"'), BudgetError),
+        (('"dense"', '"depth-ppl:2"'), BudgetError),
+    ],
+)
+def test_a_malformed_grid_is_refused(tmp_path, change, error):
+    """With its file's name or the value at fault."""
+    path = tmp_path / "grids.toml"
+    path.write_text(GOOD)
+    assert len(load_grids(path)["g"].cells()) == 1
+    path.write_text(GOOD.replace(*change))
+    with pytest.raises(error):
+        load_grids(path)

@@ -1,0 +1,118 @@
+"""Timing a cell: what is asserted, repeated, and released; a fake clock where a real one would only add noise."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+
+from slimcore.bench import engines, measure
+from slimcore.bench.cell import Cell
+from slimcore.bench.measure import Protocol, is_out_of_memory, prompt
+from tests.helpers import VOCABULARY, tiny
+
+CELL = Cell("tiny", "dense", 5, 4, 3, "eager", "fp32", "cpu")
+QUICK = Protocol(seconds=0.0, repeats=(2, 2), warmups=(1, 1))
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    """Put a function in the place of the eager engine."""
+    return lambda function: monkeypatch.setitem(engines.ENGINES, "eager", function)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (8, 12), (VOCABULARY - 2, 1), (300, 2)])
+def test_prompts_have_exact_shape_distinct_rows_and_no_special_token(shape):
+    """Seeded; rows differ while the vocabulary lasts."""
+    ids = prompt(VOCABULARY, {0, 2}, shape, seed=1)
+    assert ids.shape == shape
+    assert torch.equal(ids, prompt(VOCABULARY, {0, 2}, shape, seed=1))
+    assert not set(ids.flatten().tolist()) & {0, 2}
+    if shape[0] <= VOCABULARY - 2:
+        assert len({tuple(row) for row in ids.tolist()}) == shape[0]
+
+
+def test_a_cell_generates_exactly_its_tokens(engine):
+    """Every call asks for the cell's length or for one token, in pairs, on the same prompt."""
+    calls = []
+
+    def spy(model, ids, new):
+        calls.append((tuple(ids.shape), new))
+        return engines.eager(model, ids, new)
+
+    engine(spy)
+    timing = measure.measure(tiny(), CELL, QUICK)
+    assert timing.status == "ok"
+    assert calls == [((3, 5), n) for n in (4, 1, 1, 4, 1, 4)]
+    assert len(timing.latency_s) == len(timing.ttft_s) == 2
+    assert timing.peak_bytes is None or timing.peak_bytes > 0
+
+
+def test_a_model_that_stops_early_is_an_error_not_a_fast_model(engine):
+    """The length of the output is asserted on every call."""
+    engine(lambda model, ids, new: engines.eager(model, ids, max(1, new - 1)))
+    with pytest.raises(RuntimeError, match="it stopped early"):
+        measure.measure(tiny(), CELL, QUICK)
+
+
+def test_eager_generates_past_the_end_token():
+    """With almost every token an end token, every row still gets all its tokens."""
+    model = tiny()
+    ids = prompt(VOCABULARY, set(), (4, 5), seed=0)
+    model.generation_config.eos_token_id = [*range(VOCABULARY - 1)]
+    assert engines.eager(model, ids, 6).shape == (4, 11)
+
+
+def clock(monkeypatch, *seconds):
+    """Let each timed call take the next of `seconds`, then the last again and again."""
+    left = list(seconds)
+    monkeypatch.setattr(measure, "_timer", lambda *_: lambda: left.pop(0) if len(left) > 1 else left[0])
+
+
+def test_warm_up_goes_on_until_three_agree_and_is_capped(monkeypatch):
+    """2 % apart is agreement; a machine that never settles is measured all the same."""
+    protocol = Protocol(warmups=(3, 6), repeats=(1, 1))
+    clock(monkeypatch, 3.0, 2.0, 1.0, 1.01, 1.0)
+    assert measure.measure(tiny(), CELL, protocol).warmup_s == [3.0, 2.0, 1.0, 1.01, 1.0]
+    clock(monkeypatch, *[float(n) for n in range(1, 99)])
+    assert len(measure.measure(tiny(), CELL, protocol).warmup_s) == 6
+
+
+@pytest.mark.parametrize(
+    ("seconds", "times", "count"),
+    [(100.0, [1.0], 5), (0.0, [1.0, 2.0, 1.0, 3.0] * 9, 5), (1e9, [1.0, 2.0, 1.0, 3.0] * 9, 12)],
+    ids=["tight early", "time used", "at most"],
+)
+def test_repeats_end_when_tight_or_out_of_time(monkeypatch, seconds, times, count):
+    """Never fewer than five, never more than asked."""
+    clock(monkeypatch, *times)
+    timing = measure.measure(tiny(), CELL, Protocol(seconds=seconds, repeats=(5, 12), warmups=(1, 1)))
+    assert len(timing.latency_s) == count
+
+
+def test_running_out_of_memory_is_a_result_and_holds_nothing(engine):
+    """The tensors of the failed call are gone, though the error was raised deep inside and in a chain."""
+    born = []
+
+    def hungry(_model, _ids, _new):
+        big = torch.zeros(1000)
+        born.append(weakref.ref(big))
+        try:
+            raise ValueError("first")
+        except ValueError as first:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB") from first
+
+    engine(hungry)
+    timing = measure.measure(tiny(), CELL, QUICK)
+    gc.collect()
+    assert (timing.status, timing.latency_s) == ("oom", [])
+    assert "Tried to allocate 9 GiB" in timing.detail
+    assert born[0]() is None
+
+
+def test_the_cpu_allocators_refusal_is_out_of_memory_and_other_errors_are_not():
+    """The message is torch's own: asked for more than any machine has."""
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)
+    assert not is_out_of_memory(RuntimeError("shape mismatch"))

@@ -1,0 +1,128 @@
+"""The report and its figure, from results made up: two points or eight, one model or two, memory running out."""
+
+import pytest
+from matplotlib.image import imread
+
+from slimcore.bench import baseline, figures, report, results
+from slimcore.errors import ResultsError
+
+SOFTWARE = {"torch": "2.13.0", "commit": "abc"}
+
+
+def make_run(folder, batches, models=("llama-7b",), oom_from=None, factor=0.5, outputs=(128,)):
+    """A run of dense and Ours, Ours taking `factor` of dense's time, dense without memory from M `oom_from` on."""
+    folder.mkdir(parents=True)
+    run = results.Run(folder)
+    cells = [
+        {
+            "kind": "cell", "id": f"{model}/{method}/i{i}-o{o}/m{m}/eager-fp16", "model": model, "method": method,
+            "input_tokens": i, "output_tokens": o, "batch": m, "engine": "eager", "dtype": "fp16",
+            "status": "oom" if method == "dense" and oom_from and m >= oom_from else "ok", "detail": "",
+            "peak_bytes": 10**9 * m, "warmup_s": [],
+            "ttft_s": [0.1 * scale] * 5,
+            "latency_s": [scale * (0.02 * o + 0.01 * m) * (1 + 0.01 * n) for n in range(5)],
+        }
+        for model in models
+        for method, scale in (("dense", 1.0), ("depth-ppl:9L", factor))
+        for o in outputs
+        for i in (12, 82)
+        for m in batches
+    ]  # fmt: skip
+    start = {"kind": "run", "schema": results.SCHEMA, "grid": "gpu", "machine": "h100", "software": SOFTWARE}
+    results.append(run, start | {"cells": [c["id"] for c in cells]})
+    for model in models:
+        for method, label, count in (("dense", "dense", 6_738_415_616), ("depth-ppl:9L", "Ours", 4_916_965_376)):
+            cost = {"layers": 32, "parameters": count, "weight_bytes": 1, "flops_per_token": 1, "kv_bytes_per_token": 1}
+            results.append(
+                run,
+                {"kind": "subject", "model": model, "method": method, "label": label, "footprint": cost,
+                 "perplexity": None, "plan": None},
+            )  # fmt: skip
+    for cell in cells:
+        results.append(run, cell)
+    return run
+
+
+@pytest.mark.parametrize("batches", [(1, 8), (1, 8, 16, 32, 64, 128, 256, 384)])
+def test_the_figure_has_a_panel_a_shape_and_a_series_a_method(tmp_path, batches):
+    """Titles, legends with sizes, a label a point, and the mark of memory running out: read from the SVG."""
+    run = make_run(tmp_path / "run", batches, models=("llama-7b", "vicuna-13b"), oom_from=batches[-1])
+    import matplotlib as mpl
+
+    with mpl.rc_context({"svg.fonttype": "none"}):
+        png = figures.draw(list(run.cells.values()), run.subjects, run.folder)
+    svg = png.with_suffix(".svg").read_text()
+    for model in ("llama-7b", "vicuna-13b"):
+        assert all(f"{model}: {i} in, 128 out" in svg for i in (12, 82))
+    assert svg.count("Ours 4.9B") == svg.count("Dense 6.7B") == 4
+    assert svg.count(f"M{batches[-1]} out of memory") == 4
+    assert all(svg.count(f">M{m}<") == (4 if m == batches[-1] else 8) for m in batches)
+    pixels = imread(png)
+    assert pixels.shape[1] > 1000
+    assert pixels.std() > 0.05
+
+
+def test_a_run_with_nothing_to_draw_still_reports(tmp_path):
+    """All out of memory: no figure, and the report says so."""
+    run = make_run(tmp_path / "run", (1,), oom_from=1)
+    for cell in run.cells.values():
+        cell["status"] = "oom"
+    text = report.write(run, None, set(run.cells)).read_text()
+    assert "No cell has a time to draw" in text
+    assert not list(run.folder.glob("*.png"))
+
+
+def test_the_tables_say_what_pruning_bought(tmp_path):
+    """Latency with its interval, throughput, TTFT, TPOT in pairs, speed-up, verdict, and the headline."""
+    run = make_run(tmp_path / "run", (1, 8), factor=0.5)
+    text = report.write(run, None, set(run.cells)).read_text()
+    (row,) = [r for r in text.splitlines() if r.startswith("| depth-ppl:9L/i12-o128/m8/")]
+    values = [v.strip() for v in row.strip("|").split("|")]
+    # (0.02 * 128 + 0.01 * 8) / 2 = 1.32 s, middle of five samples 2 % up: 1.3464 s for 8 * 128 tokens.
+    assert values[1] == "1.346 (1.320 to 1.373)"
+    assert values[2] == f"{8 * 128 / 1.3464:.1f}"
+    assert values[3:] == ["50.0", f"{(1.3464 - 0.05) / 127 * 1e3:.2f}", "8.0GB", "x2.00", "no baseline"]
+    assert "x2.00 to x2.00 the speed of dense with 4.9B of 6.7B parameters" in text
+
+
+def test_the_baseline_file_is_stable_and_judges(tmp_path):
+    """Accepting the same run twice gives the same bytes; another run is judged, and its software shown beside."""
+    first = make_run(tmp_path / "a", (1, 8))
+    path = tmp_path / "baselines" / "h100" / "gpu.json"
+    assert baseline.accept(path, first, set(first.cells)) == 8
+    before = path.read_bytes()
+    baseline.accept(path, first, set(first.cells))
+    assert path.read_bytes() == before
+    slower = make_run(tmp_path / "b", (1, 8), factor=0.8)
+    text = report.write(slower, baseline.read(path), set(slower.cells)).read_text()
+    assert "Against the baseline: 4 same, 4 slower." in text
+    assert text.count("| slower") == 4
+    assert "| torch" in text
+    assert "x1.600" in text
+
+
+def test_results_of_another_schema_or_torn_in_the_middle_are_refused(tmp_path):
+    """Only the last line may be torn."""
+    run = make_run(tmp_path / "a", (1,))
+    path = run.folder / results.FILE
+    whole = path.read_text()
+    path.write_text(whole[:-10])
+    assert len(results.read(run.folder).cells) == len(run.cells) - 1
+    path.write_text(whole.replace('"kind":"subject"', '"kind":', 1))
+    with pytest.raises(ResultsError, match="line 2 is no result"):
+        results.read(run.folder)
+    path.write_text(whole.replace(results.SCHEMA, "other/2"))
+    with pytest.raises(ResultsError, match="schema 'other/2'"):
+        results.read(run.folder)
+
+
+def test_a_run_of_another_machine_is_not_gone_on_with(tmp_path):
+    """Times of two machines never share a run."""
+    from slimcore.bench.cell import Grid
+    from slimcore.bench.measure import Protocol
+    from slimcore.bench.session import Places, Session
+
+    make_run(tmp_path / "reports" / "gpu-1", (1,))
+    grid = Grid("gpu", "cpu", "fp32", ("eager",), (1,), (1,), (1,), {"tiny": ("dense",)})
+    with pytest.raises(ResultsError, match="measured with grid 'gpu' on h100"):
+        Session(grid, grid.cells(), Places(tmp_path, tmp_path / "reports", tmp_path), Protocol(), resume="gpu-1")

@@ -1,0 +1,301 @@
+"""`pytest perf` in runs of its own: what it measures, writes, resumes, accepts and refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import matplotlib.backends.backend_agg
+import matplotlib.backends.backend_svg
+import matplotlib.figure  # noqa: F401 - pytester forgets modules first imported inside of it, and matplotlib minds
+import pytest
+import torch
+
+import slimcore
+from slimcore.bench import engines, report, session  # noqa: F401 - see above
+from slimcore.bench.subject import Subjects
+from tests.helpers import tiny
+
+ROOT = Path(__file__).parent.parent
+GRIDS = """
+[cpu]
+device = "cpu"
+dtype = "fp32"
+engines = ["eager"]
+inputs = [3]
+outputs = [2]
+batches = [1, 2]
+models = {tiny = ["dense", "depth-ppl:2L"]}
+
+[gpu]
+device = "cuda"
+dtype = "fp16"
+engines = ["eager"]
+inputs = [3]
+outputs = [2]
+batches = [1, 2, 4]
+models = {tiny = ["dense"]}
+"""
+DENSE = "tiny/dense/i3-o2/m{}/eager-fp32"
+OURS = "tiny/depth-ppl:2L/i3-o2/m{}/eager-fp32"
+
+
+@pytest.fixture
+def suite(pytester):
+    """A checkout with the suite's own test and a tiny grid; run it with options."""
+    pytester.makeconftest('pytest_plugins = ["slimcore.bench.plugin"]')
+    pytester.makeini("[pytest]\nmarkers =\n    cpu: x\n    gpu: x\naddopts = --strict-markers")
+    perf = pytester.mkdir("perf")
+    (perf / "grids.toml").write_text(GRIDS)
+    (perf / "test_generation.py").write_text((ROOT / "perf" / "test_generation.py").read_text())
+    return lambda *options: pytester.runpytest_inprocess("perf", "--perf-seconds=0", *options)
+
+
+@pytest.fixture
+def broken_engine(monkeypatch):
+    """Make the eager engine raise `error` for batches of `batch` and more."""
+
+    def break_(error, batch):
+        def engine(model, ids, new):
+            if ids.shape[0] >= batch:
+                raise error
+            return engines.eager(model, ids, new)
+
+        monkeypatch.setitem(engines.ENGINES, "eager", engine)
+
+    return break_
+
+
+def lines(pytester, kind, run="*"):
+    """Records of one kind, over all runs, in order."""
+    text = "".join(p.read_text() for p in sorted(pytester.path.glob(f"reports/{run}/results.jsonl")))
+    return [r for r in map(json.loads, text.splitlines()) if r["kind"] == kind]
+
+
+def report_text(pytester):
+    """The text of the one report."""
+    (path,) = pytester.path.glob("reports/*/report.md")
+    return path.read_text()
+
+
+def test_a_run_measures_every_cell_and_writes_its_report_last(suite, pytester):
+    """Ids in the output, one line a cell, models loaded once for dense and the method after it, the path at the end."""
+    result = suite("-v")
+    result.assert_outcomes(passed=4, deselected=3)
+    result.stdout.fnmatch_lines([f"*[[]{DENSE.format(1)}[]]* s, * tokens/s, no baseline*"])
+    assert [c["id"] for c in lines(pytester, "cell")] == [i.format(m) for i in (DENSE, OURS) for m in (1, 2)]
+    assert all(len(c["latency_s"]) == 5 and c["status"] == "ok" for c in lines(pytester, "cell"))
+    assert [s["footprint"]["layers"] for s in lines(pytester, "subject")] == [8, 6]
+    path = result.stdout.lines[-2].removeprefix("report: ")
+    text = Path(path).read_text()
+    assert all(i.removeprefix("tiny/").format(m) in text for i in (DENSE, OURS) for m in (1, 2))
+    assert (Path(path).parent / "throughput_latency.png").stat().st_size > 10_000
+    assert (Path(path).parent / "throughput_latency.svg").exists()
+
+
+def test_a_model_is_loaded_once_for_dense_and_its_pruned_form(suite, monkeypatch):
+    """And scored once, whatever the number of cells."""
+    loads = []
+    plain = Subjects._dense
+    monkeypatch.setattr(Subjects, "_dense", lambda self, cell: (plain(self, cell), loads.append(self.loads))[0])
+    suite()
+    assert loads == [1, 1]
+
+
+def test_a_saved_model_is_scored_and_its_perplexity_told(suite, pytester, tokenizer):
+    """A folder by path: calibrated on the built-in text, pruned, both perplexities in report and terminal."""
+    slimcore.save(tiny(layers=8), pytester.path / "mine", tokenizer=tokenizer)
+    result = suite("--perf-models", "./mine", "--perf-batches", "1")
+    result.assert_outcomes(passed=2, deselected=1)
+    result.stdout.fnmatch_lines(["*perplexity * -> *"])
+    dense, ours = lines(pytester, "subject")
+    assert ours["plan"]["provenance"]["text"] == "python-topics/calibration"
+    assert dense["perplexity"]["tokens"]["text"] == "python-topics/heldout"
+    assert len(set(ours["plan"]["scores"])) == 8
+    assert "4,064 predictions on python-topics/heldout, windows of 128 tokens, no BOS" in report_text(pytester)
+
+
+def test_gpu_cells_without_a_device_fail_in_one_sentence(suite, pytester, monkeypatch):
+    """Not zero, nothing written."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for options in (["-m", "gpu"], ["--perf-grid", "gpu"]):
+        result = suite(*options)
+        assert result.ret != 0
+        result.stderr.fnmatch_lines(["ERROR: 0 of 3 cells measured: no CUDA device"])
+    assert not (pytester.path / "reports").exists()
+
+
+def test_out_of_memory_is_a_result_and_the_suite_goes_on(suite, pytester, broken_engine):
+    """The larger batch is not tried, and says so; another method's cells are measured; the report marks it."""
+    broken_engine(torch.OutOfMemoryError("CUDA out of memory"), 2)
+    suite("--perf-batches", "1,2,4").assert_outcomes(passed=6, deselected=3)
+    cells = {c["id"]: c for c in lines(pytester, "cell")}
+    for subject in (DENSE, OURS):
+        assert [cells[subject.format(m)]["status"] for m in (1, 2, 4)] == ["ok", "oom", "oom"]
+        assert cells[subject.format(4)]["detail"] == "not tried: M2 was out of memory already"
+    assert report_text(pytester).count("out of memory") == 4
+
+
+def test_a_model_that_does_not_fit_is_out_of_memory(suite, pytester, monkeypatch):
+    """Before any cell could run; its cells are results, and each says why."""
+
+    def refuse(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("slimcore.bench.subject.load", refuse)
+    suite().assert_outcomes(passed=4, deselected=3)
+    assert [c["status"] for c in lines(pytester, "cell")] == ["oom"] * 4
+    assert "the model itself does not fit" in lines(pytester, "cell")[0]["detail"]
+
+
+def test_an_error_fails_its_cell_and_no_other(suite, pytester, broken_engine):
+    """Recorded with its traceback; measured again on resume."""
+    broken_engine(ValueError("shape mismatch"), 2)
+    result = suite()
+    result.assert_outcomes(passed=2, failed=2, deselected=3)
+    result.stdout.fnmatch_lines(["*ValueError: shape mismatch*"])
+    assert [c["status"] for c in lines(pytester, "cell")] == ["ok", "error", "ok", "error"]
+    engines.ENGINES["eager"] = engines.eager
+    suite("--perf-resume").assert_outcomes(passed=4, deselected=3)
+    assert len(lines(pytester, "cell")) == 6
+
+
+def test_accepting_then_measuring_again_compares(suite, pytester):
+    """A second run is judged against the first; a slowed baseline shows as faster, a status as changed."""
+    suite("--perf-update").stdout.fnmatch_lines(["accepted 4 cells as the baseline *"])
+    (path,) = pytester.path.glob("baselines/*/cpu.json")
+    data = json.loads(path.read_text())
+    for cell in data["cells"].values():
+        cell["latency_s"] = [t * 1000 for t in cell["latency_s"]]
+    data["cells"][OURS.format(2)] = {"status": "oom", "latency_s": []}
+    data["cells"]["tiny/dense/i3-o2/m9/eager-fp32"] = {"status": "ok", "latency_s": [1.0]}
+    path.write_text(json.dumps(data))
+    suite("-v", "--perf-reports", "second").stdout.fnmatch_lines(
+        [
+            "Against the baseline: 3 faster, 1 status changed.",
+            f"- {DENSE.format(1)}: faster, *",
+            f"- {OURS.format(2)}: oom -> ok",
+            "- tiny/dense/i3-o2/m9/eager-fp32: accepted, but no longer in the grid",
+        ]
+    )
+
+
+def test_a_cell_that_no_longer_fits_fails(suite, pytester, broken_engine):
+    """ok -> oom, in the failing test itself."""
+    suite("--perf-update", "--perf-reports", "first")
+    broken_engine(torch.OutOfMemoryError("CUDA out of memory"), 2)
+    result = suite()
+    result.assert_outcomes(passed=2, failed=2, deselected=3)
+    result.stdout.fnmatch_lines([f"*{DENSE.format(2)}: ok -> oom*"])
+    assert pytester.path.joinpath("reports").exists()
+
+
+def test_part_of_a_grid_updates_its_own_cells_only(suite, pytester):
+    """The others stay as accepted, and are not called gone."""
+    suite("--perf-update", "--perf-reports", "first")
+    result = suite("--perf-update", "--perf-batches", "2", "--perf-reports", "second")
+    assert "no longer in the grid" not in result.stdout.str()
+    (path,) = pytester.path.glob("baselines/*/cpu.json")
+    assert list(json.loads(path.read_text())["cells"]) == sorted(i.format(m) for i in (DENSE, OURS) for m in (1, 2))
+
+
+def test_a_run_with_an_error_is_not_accepted(suite, pytester, broken_engine):
+    """The exit code says so, and no baseline is written."""
+    broken_engine(ValueError("no"), 2)
+    result = suite("--perf-update")
+    result.stdout.fnmatch_lines(["ERROR: 2 of 4 cells have no result to accept*"])
+    assert result.ret != 0
+    assert not list(pytester.path.glob("baselines/*/*"))
+
+
+def test_resuming_skips_what_is_done_and_survives_a_torn_line(suite, pytester):
+    """Lines up to a half-written one are kept; the report has every cell, though less was asked the second time."""
+    suite()
+    (path,) = pytester.path.glob("reports/*/results.jsonl")
+    whole = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(whole[:-1]) + whole[-1][:40])
+    result = suite("--perf-resume", "-k", "depth-ppl")
+    result.assert_outcomes(passed=2, deselected=5)
+    result.stdout.fnmatch_lines(["4 of 4 cells measured: 4 ok (1 of them by an earlier start of this run)."])
+    ids = [c["id"] for c in lines(pytester, "cell")]
+    assert ids == [i.format(m) for i in (DENSE, OURS) for m in (1, 2)]
+    assert DENSE.format(2).removeprefix("tiny/") in report_text(pytester)
+
+
+def test_a_run_killed_in_the_middle_is_gone_on_with(suite, pytester):
+    """SIGKILL after the first cells: none of them is measured again, and the plan is not scored again."""
+    command = [sys.executable, "-m", "pytest", "perf", "--perf-seconds=0", "--perf-outputs", "60"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    killed = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while len(lines(pytester, "cell")) < 1 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    done = [c["id"] for c in lines(pytester, "cell")]
+    assert 1 <= len(done) < 4
+    suite("--perf-resume", "--perf-outputs", "60").assert_outcomes(passed=4, deselected=3)
+    ids = [c["id"] for c in lines(pytester, "cell")]
+    assert ids[: len(done)] == done
+    assert len(ids) == len(set(ids)) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--perf-grid", "gppu"], "*unknown grid 'gppu'; did you mean 'gpu'? (known: cpu, gpu)*"),
+        (["--perf-methods", "depth-pppl:0.2"], "*unknown method 'depth-pppl'; did you mean 'depth-ppl'*"),
+        (["--perf-batches", "0"], "*argument --perf-batches: invalid*"),
+        (["--perf-resume"], "*no run of grid 'cpu' to resume*"),
+        (["--perf-resume", "absent"], "*cannot read results of a run*"),
+        (["--perf-reports", "perf/grids.toml/x"], "*cannot write reports to*"),
+    ],
+)
+def test_bad_options_are_one_line_and_not_zero(suite, options, message):
+    """And nothing is measured."""
+    result = suite(*options)
+    assert result.ret != 0
+    assert "Traceback" not in result.stderr.str() + result.stdout.str()
+    assert "passed" not in result.stdout.str()
+    text = result.stderr.str() + result.stdout.str()
+    pytest.LineMatcher(text.splitlines()).fnmatch_lines([message])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "*is not JSON*"), ('{"schema": "other/7"}', "*has schema 'other/7', expected*"),
+     ('{"schema": "slimcore.baseline/1", "cells": [1]}', "*has no cells with a status*")],
+)  # fmt: skip
+def test_a_broken_baseline_is_one_line_and_not_zero(suite, pytester, content, message):
+    """It is never taken for an absent one."""
+    suite("--perf-update", "--perf-batches", "1")
+    (path,) = pytester.path.glob("baselines/*/cpu.json")
+    path.write_text(content)
+    result = suite()
+    assert result.ret != 0
+    result.stderr.fnmatch_lines([f"ERROR: {message}"])
+    assert path.read_text() == content
+
+
+def test_collecting_measures_nothing(suite, pytester):
+    """--collect-only lists the cells and leaves no run behind."""
+    suite("--collect-only", "-q").stdout.fnmatch_lines([f"*{OURS.format(2)}*"])
+    assert not (pytester.path / "reports").exists()
+
+
+def test_parallel_timing_is_refused(suite):
+    """Cells timed beside each other would slow each other: each fails and says so."""
+    result = suite("-n", "2")
+    assert result.ret != 0
+    result.stdout.fnmatch_lines(["*cells are timed one at a time*"])
+
+
+def test_the_report_is_appended_to_the_step_summary(suite, pytester, monkeypatch):
+    """Where GitHub gives the file."""
+    summary = pytester.path / "summary.md"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    suite()
+    assert summary.read_text() == report_text(pytester)
