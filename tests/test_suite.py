@@ -107,7 +107,7 @@ def test_a_model_is_loaded_once_for_dense_and_its_pruned_form(suite, monkeypatch
 
 def test_a_saved_model_is_scored_and_its_perplexity_told(suite, pytester, tokenizer):
     """A folder by path: calibrated on the built-in text, pruned, both perplexities in report and terminal."""
-    slimcore.save(tiny(layers=8), pytester.path / "mine", tokenizer=tokenizer)
+    slimcore.load(slimcore.save(tiny(layers=8), pytester.path / "mine", tokenizer=tokenizer))
     result = suite("--perf-models", "./mine", "--perf-batches", "1")
     result.assert_outcomes(passed=2, deselected=1)
     result.stdout.fnmatch_lines(["*perplexity * -> *"])
