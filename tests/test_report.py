@@ -55,7 +55,7 @@ def test_the_figure_has_a_panel_a_shape_and_a_series_a_method(tmp_path, batches)
     for model in ("llama-7b", "vicuna-13b"):
         assert all(f"{model}: {i} in, 128 out" in svg for i in (12, 82))
     assert svg.count("Ours 4.9B") == svg.count("Dense 6.7B") == 4
-    assert svg.count(f"M{batches[-1]} out of memory") == 4
+    assert svg.count(f"OOM at M{batches[-1]}") == 4
     assert all(svg.count(f">M{m}<") == (4 if m == batches[-1] else 8) for m in batches)
     pixels = imread(png)
     assert pixels.shape[1] > 1000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +26,6 @@ _STYLES: tuple[dict[str, Any], ...] = (
     {"color": "#56B4E9", "marker": "P", "linestyle": (0, (1, 1))},
 )
 
-Panel = tuple[str, int, int]  # model, output tokens, input tokens
-
 
 def draw(cells: Sequence[Record], subjects: Mapping[tuple[str, str], Record], folder: Path) -> Path | None:
     """Draw the cells as PNG and SVG into `folder`; return the PNG's path, or None where no cell has a time."""
@@ -37,40 +36,45 @@ def draw(cells: Sequence[Record], subjects: Mapping[tuple[str, str], Record], fo
 
     models = list(dict.fromkeys(c["model"] for c in timed))
     columns = list(dict.fromkeys((c["output_tokens"], c["input_tokens"]) for c in timed))
-    methods = list(dict.fromkeys((c["method"], c["engine"], c["dtype"]) for c in timed))
     figure = Figure(figsize=(4.6 * len(columns), 3.7 * len(models)), layout="constrained")
     axes = figure.subplots(len(models), len(columns), squeeze=False)
-    for row, model in enumerate(models):
-        for column, (outputs, inputs) in enumerate(columns):
-            panel = axes[row][column]
-            inside = [
-                c for c in timed if (c["model"], c["output_tokens"], c["input_tokens"]) == (model, outputs, inputs)
-            ]
-            panel.set_title(f"{model}: {inputs} in, {outputs} out", fontsize=10)
-            for number, series in enumerate(methods):
-                chosen = [c for c in inside if (c["method"], c["engine"], c["dtype"]) == series]
+    for model, row in zip(models, axes, strict=True):
+        own = [c for c in timed if c["model"] == model]
+        series = list(dict.fromkeys(_series(c) for c in own))
+        for (outputs, inputs), panel in zip(columns, row, strict=True):
+            inside = [c for c in own if (c["output_tokens"], c["input_tokens"]) == (outputs, inputs)]
+            for number, name in enumerate(series):
+                chosen = [c for c in inside if _series(c) == name]
                 if chosen:
-                    _draw_series(panel, chosen, _legend(chosen[0], subjects, methods), number)
-            _finish(panel)
+                    label = _legend(chosen[0], subjects, series)
+                    # The outermost series carry the labels; those between have their points at the same M in turn.
+                    _draw_series(panel, chosen, label, number, labelled=number in (0, len(series) - 1))
+            title = f"{model}: {inputs} in, {outputs} out"
+            _finish(panel, title, room=0.35 if any(c["status"] == "oom" for c in inside) else 0.12)
     png = folder / f"{FIGURE}.png"
     figure.savefig(png, dpi=160)
     figure.savefig(png.with_suffix(".svg"))
     return png
 
 
-def _legend(cell: Record, subjects: Mapping[tuple[str, str], Record], methods: Sequence[tuple[str, str, str]]) -> str:
-    """`Ours 99M`; with engine and dtype where the figure has several."""
+def _series(cell: Record) -> tuple[str, str, str]:
+    """What one line of a panel shares."""
+    return cell["method"], cell["engine"], cell["dtype"]
+
+
+def _legend(cell: Record, subjects: Mapping[tuple[str, str], Record], series: Sequence[tuple[str, str, str]]) -> str:
+    """`Ours 99M`; with engine and dtype where the model has several."""
     subject = subjects.get((cell["model"], cell["method"]))
     label = f"{subject['label']} {human(subject['footprint']['parameters'])}" if subject else cell["method"]
     label = label[0].upper() + label[1:]
-    if len({engine for _, engine, _ in methods}) > 1:
+    if len({engine for _, engine, _ in series}) > 1:
         label += f", {cell['engine']}"
-    if len({dtype for _, _, dtype in methods}) > 1:
+    if len({dtype for _, _, dtype in series}) > 1:
         label += f", {cell['dtype']}"
     return label
 
 
-def _draw_series(panel: Axes, cells: Sequence[Record], label: str, number: int) -> None:
+def _draw_series(panel: Axes, cells: Sequence[Record], label: str, number: int, *, labelled: bool) -> None:
     style = _STYLES[number % len(_STYLES)]
     ok = sorted((c for c in cells if c["status"] == "ok"), key=lambda c: c["batch"])
     lost = sorted(c["batch"] for c in cells if c["status"] == "oom")
@@ -82,22 +86,23 @@ def _draw_series(panel: Axes, cells: Sequence[Record], label: str, number: int) 
     panel.hlines(y, [t.low for t in times], [t.high for t in times], color=style["color"], linewidth=0.8)
     face = "white" if number % 2 else style["color"]
     panel.plot(x, y, label=label, markersize=5, linewidth=1.4, markerfacecolor=face, **style)
-    above = number % 2 == 0
-    place: dict[str, Any] = {"ha": "right", "va": "bottom"} if above else {"ha": "left", "va": "top"}
-    offset = (-4, 4) if above else (4, -4)
-    for cell, at in zip(ok, zip(x, y, strict=True), strict=True):
+    # The first series, the slowest as a rule, has its labels to the lower right, the last to the upper left.
+    lower = number == 0
+    offset = (4, -4) if lower else (-4, 4)
+    place: dict[str, Any] = {"ha": "left", "va": "top"} if lower else {"ha": "right", "va": "bottom"}
+    for cell, at in zip(ok if labelled else [], zip(x, y, strict=True), strict=labelled):
         text = f"M{cell['batch']}"
         panel.annotate(text, at, xytext=offset, textcoords="offset points", fontsize=7, color=style["color"], **place)
     if lost and ok:
         # To the right of the last point that fits: where the curve would have gone on.
         panel.annotate(
-            f"\N{MULTIPLICATION SIGN} M{lost[0]} out of memory", (x[-1], y[-1]), xytext=(9, 0),
-            textcoords="offset points", ha="left", va="center", fontsize=7, fontweight="bold", color=style["color"],
-            annotation_clip=False,
+            f"\N{MULTIPLICATION SIGN} OOM at M{lost[0]}", (x[-1], y[-1]), xytext=(9, 1), textcoords="offset points",
+            ha="left", va="center", fontsize=7, fontweight="bold", color=style["color"],
         )  # fmt: skip
 
 
-def _finish(panel: Axes) -> None:
+def _finish(panel: Axes, title: str, *, room: float) -> None:
+    """Title and legend above, axes, and `room` to the right of the last point, as a share of the width."""
     from matplotlib.ticker import FuncFormatter, LogLocator
 
     panel.set_yscale("log", base=2)
@@ -107,8 +112,10 @@ def _finish(panel: Axes) -> None:
     # An octave at least, and air for the labels.
     middle = (low * high) ** 0.5
     panel.set_ylim(min(low / 1.25, middle / 2), max(high * 1.25, middle * 2))
-    panel.set_xlim(0, panel.get_xlim()[1] * 1.12)
+    panel.set_xlim(0, panel.get_xlim()[1] * (1 + room))
     panel.set_xlabel("latency (s)")
     panel.set_ylabel("throughput (tokens/s)")
     panel.grid(visible=True, which="major", linewidth=0.4, alpha=0.5)
-    panel.legend(fontsize=8, loc="lower right", framealpha=0.9)
+    # Above the axes: inside, it would cover points of one grid or another.
+    legend = panel.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
+    panel.set_title(title, fontsize=10, pad=8 + 14 * math.ceil(len(legend.get_texts()) / 2))
