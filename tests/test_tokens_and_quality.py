@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import sys
+import types
 
 import pytest
 import torch
@@ -113,3 +115,38 @@ def test_perplexity_records_its_conditions(tokenizer, prose):
     record = result.as_dict()["tokens"]
     assert (record["text"], record["bos"], record["windows"]) == ("prose.txt", True, [4, 128])
     assert all(len(record[k]) == 64 for k in ("text_sha256", "tokens_sha256", "tokenizer_sha256"))
+
+
+@pytest.mark.parametrize(
+    ("source", "arguments", "split"),
+    [
+        ("books", ("books",), "train"),
+        ("books:test", ("books",), "test"),
+        ("org/books:plain:test", ("org/books", "plain"), "test"),
+    ],
+)
+def test_a_data_set_is_read_by_name(monkeypatch, source, arguments, split):
+    """NAME, NAME:SPLIT, NAME:CONFIG:SPLIT; blank rows dropped, the rest one document."""
+    asked = []
+
+    def load_dataset(*names, split):
+        asked.append((names, split))
+        return {"text": ["one", " ", "two"]}
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    assert text.read(source, "heldout") == text.Text(source, ("one\n\ntwo",))
+    assert asked == [(arguments, split)]
+
+
+def test_a_data_set_without_its_package_or_its_hub_is_refused(monkeypatch):
+    """What is missing, and what to do."""
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(TextError, match=r"pip install 'slimcore\[datasets\]'"):
+        text.read("wikitext", "heldout")
+
+    def load_dataset(*_, **__):
+        raise ConnectionError("no route to hub")
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    with pytest.raises(TextError, match="no route to hub"):
+        text.read("wikitext", "heldout")
