@@ -52,7 +52,7 @@ def method_named(name: str) -> Method:
 
 
 def score(
-    model: PreTrainedModel, tokens: Tokens | Tensor | None = None, *, method: str, batch_size: int = 16
+    model: PreTrainedModel, tokens: Tokens | Tensor | None = None, *, method: str, batch_size: int = 5
 ) -> Scores:
     """Score every layer of `model`: low = cut first.
 
