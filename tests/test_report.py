@@ -16,7 +16,7 @@ def make_run(folder, batches, models=("llama-7b",), oom_from=None, factor=0.5, o
     cells = [
         {
             "kind": "cell", "id": f"{model}/{method}/i{i}-o{o}/m{m}/eager-fp16", "model": model, "method": method,
-            "input_tokens": i, "output_tokens": o, "batch": m, "engine": "eager", "dtype": "fp16",
+            "input_tokens": i, "output_tokens": o, "batch": m, "engine": "eager", "dtype": "fp16", "device": "cuda",
             "status": "oom" if method == "dense" and oom_from and m >= oom_from else "ok", "detail": "",
             "peak_bytes": 10**9 * m, "warmup_s": [],
             "ttft_s": [0.1 * scale] * 5,

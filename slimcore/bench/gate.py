@@ -1,7 +1,8 @@
 """Measurement and baseline -> verdict. No torch, no pytest.
 
-First rule: a cell is slower (faster) where its median latency is over 10 % above (below) the accepted one and the two
-intervals do not overlap. Time verdicts are told, and do not fail a cell yet; a changed status does.
+First rule: a cell is slower (faster) where its median latency is above (below) the accepted one by more than the
+threshold of its device and the two intervals do not overlap. Time verdicts are told, and do not fail a cell yet; a
+changed status does.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from slimcore.bench.statistics import Comparison, compare, summarise
 
 Verdict = Literal["same", "faster", "slower", "no baseline", "status changed"]
 
-THRESHOLD = 0.10
+# The median of unchanged code wanders from run to run: on two shared CPU cores, by less than 0.30 for 11 cells of 12.
+THRESHOLDS = {"cpu": 0.30, "cuda": 0.10}
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,11 @@ def judge(cell: Mapping[str, Any], accepted: Mapping[str, Any] | None) -> Judgem
     if status != "ok":
         return Judgement("same", f"{cell['id']}: {status}, as accepted")
     new, old = summarise(cell["latency_s"]), summarise(accepted["latency_s"])
-    ratio = compare(new, old)
+    ratio, threshold = compare(new, old), THRESHOLDS[cell["device"]]
     verdict: Verdict = "same"
-    if ratio.ratio > 1 + THRESHOLD and ratio.low > 1:
+    if ratio.ratio > 1 + threshold and ratio.low > 1:
         verdict = "slower"
-    elif ratio.ratio < 1 / (1 + THRESHOLD) and ratio.high < 1:
+    elif ratio.ratio < 1 / (1 + threshold) and ratio.high < 1:
         verdict = "faster"
     return Judgement(
         verdict,

@@ -51,9 +51,7 @@ def method_named(name: str) -> Method:
     return METHODS[name]
 
 
-def score(
-    model: PreTrainedModel, tokens: Tokens | Tensor | None = None, *, method: str, batch_size: int = 5
-) -> Scores:
+def score(model: PreTrainedModel, tokens: Tokens | Tensor | None = None, *, method: str, batch_size: int = 5) -> Scores:
     """Score every layer of `model`: low = cut first.
 
     `tokens`: calibration windows (N, T), for the methods that need them. `batch_size`: windows computed at once.
