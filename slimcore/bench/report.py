@@ -35,7 +35,7 @@ def write(run: Run, baseline: Baseline | None, planned: set[str]) -> Path:
         f"![Throughput against latency]({drawn.name})" if drawn else "No cell has a time to draw.",
         *_model_sections(cells, judgements(cells, baseline)),
         "## Footprint and perplexity\n\n" + _footprints(run),
-        "## Against the baseline\n\n" + _paragraph(_standing(cells, baseline, planned)),
+        "## Verdicts\n\n" + _paragraph(_standing(cells, baseline, planned)),
         "## Environment\n\n" + _environment(run, baseline),
     ]
     path = run.folder / REPORT
@@ -136,7 +136,7 @@ def _model_sections(cells: Mapping[str, Record], verdicts: Mapping[str, Judgemen
     return [
         f"## {model}\n\n"
         + _table([_row(c, cells, verdicts[i]) for i, c in cells.items() if c["model"] == model])
-        + "\n\nLatency: median of one whole generate, with its 95 % interval. TTFT: time to the first token."
+        + "\n\nLatency: median of one whole generate, with its 95 % interval, which is the whole range below six repeats. TTFT: time to the first token."
         " TPOT: time for each token after it."
         for model in models
     ]
