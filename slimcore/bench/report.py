@@ -136,8 +136,8 @@ def _model_sections(cells: Mapping[str, Record], verdicts: Mapping[str, Judgemen
     return [
         f"## {model}\n\n"
         + _table([_row(c, cells, verdicts[i]) for i, c in cells.items() if c["model"] == model])
-        + "\n\nLatency: median of one whole generate, with its 95 % interval, which is the whole range below six repeats. TTFT: time to the first token."
-        " TPOT: time for each token after it."
+        + "\n\nLatency: median of one whole generate, with its 95 % interval (the whole range below six repeats)."
+        " TTFT: time to the first token. TPOT: time for each token after it."
         for model in models
     ]
 
