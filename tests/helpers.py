@@ -1,5 +1,9 @@
 """Tiny models, and plain references to hold slimcore against."""
 
+import shlex
+import subprocess
+import sys
+
 import torch
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -79,3 +83,11 @@ def byte_tokenizer():
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="!")  # noqa: S106 - no password
+
+
+def on_a_terminal(command, **options):
+    """What `command` prints where its output is a terminal of 24 lines."""
+    inside = "stty cols 160 rows 24; exec " + shlex.join(map(str, command))
+    spawn = [sys.executable, "-c", "import pty, sys; pty.spawn(sys.argv[1:])", "sh", "-c", inside]
+    done = subprocess.run(spawn, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL, **options)
+    return done.stdout

@@ -1,6 +1,5 @@
 """The command line as a user meets it: output, exit codes, one-line errors, help in no time."""
 
-import shlex
 import subprocess
 import sys
 from time import perf_counter
@@ -10,7 +9,7 @@ import torch
 
 import slimcore
 from slimcore.cli import main
-from tests.helpers import ids, tiny
+from tests.helpers import ids, on_a_terminal, tiny
 
 
 @pytest.fixture
@@ -129,10 +128,6 @@ def test_progress_is_shown_on_a_terminal_and_not_in_a_log(model):
     command = [sys.executable, "-m", "slimcore", "score", str(model), "--samples", "2", "--length", "16"]
     log = subprocess.run(command, capture_output=True, text=True, check=True)
     assert log.stderr == ""
-    shown = subprocess.run(
-        [sys.executable, "-c", "import pty, sys; pty.spawn(sys.argv[1:])",
-         "sh", "-c", "stty cols 80 rows 24; exec " + shlex.join(command)],
-        capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-    assert "depth-ppl" in shown.stdout
-    assert "0/8" in shown.stdout
+    shown = on_a_terminal(command)
+    assert "depth-ppl" in shown
+    assert "0/8" in shown

@@ -8,16 +8,16 @@ import sys
 import time
 from pathlib import Path
 
-import matplotlib.backends.backend_agg
-import matplotlib.backends.backend_svg
-import matplotlib.figure  # noqa: F401 - pytester forgets modules first imported inside of it, and matplotlib minds
 import pytest
 import torch
 
 import slimcore
-from slimcore.bench import engines, report, session  # noqa: F401 - see above
+from slimcore.bench import engines
+from slimcore.bench.cell import Grid
+from slimcore.bench.measure import Protocol
+from slimcore.bench.session import Places, Session
 from slimcore.bench.subject import Subjects
-from tests.helpers import tiny
+from tests.helpers import on_a_terminal, tiny
 
 ROOT = Path(__file__).parent.parent
 GRIDS = """
@@ -41,6 +41,18 @@ models = {tiny = ["dense"]}
 """
 DENSE = "tiny/dense/i3-o2/m{}/eager-fp32"
 OURS = "tiny/depth-ppl:2L/i3-o2/m{}/eager-fp32"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imported(tmp_path_factory, tokenizer):
+    """Go the whole road once: pytester forgets modules first imported inside of it, and torch minds coming twice."""
+    root = tmp_path_factory.mktemp("whole-road")
+    folder = slimcore.save(tiny(layers=8), root / "mine", tokenizer=tokenizer)
+    grid = Grid("g", "cpu", "fp32", ("eager",), (3,), (2,), (1,), {str(folder): ("dense", "depth-ppl:2L")})
+    session = Session(grid, grid.cells(), Places(root, root, root), Protocol(seconds=0))
+    for cell in grid.cells():
+        assert session.measure(cell)["status"] == "ok"
+    assert session.finish(update=True)
 
 
 @pytest.fixture
@@ -107,7 +119,7 @@ def test_a_model_is_loaded_once_for_dense_and_its_pruned_form(suite, monkeypatch
 
 def test_a_saved_model_is_scored_and_its_perplexity_told(suite, pytester, tokenizer):
     """A folder by path: calibrated on the built-in text, pruned, both perplexities in report and terminal."""
-    slimcore.load(slimcore.save(tiny(layers=8), pytester.path / "mine", tokenizer=tokenizer))
+    slimcore.save(tiny(layers=8), pytester.path / "mine", tokenizer=tokenizer)
     result = suite("--perf-models", "./mine", "--perf-batches", "1")
     result.assert_outcomes(passed=2, deselected=1)
     result.stdout.fnmatch_lines(["*perplexity * -> *"])
@@ -116,6 +128,20 @@ def test_a_saved_model_is_scored_and_its_perplexity_told(suite, pytester, tokeni
     assert dense["perplexity"]["tokens"]["text"] == "python-topics/heldout"
     assert len(set(ours["plan"]["scores"])) == 8
     assert "4,064 predictions on python-topics/heldout, windows of 128 tokens, no BOS" in report_text(pytester)
+
+
+@pytest.mark.usefixtures("suite")
+def test_scoring_before_a_cell_shows_its_progress_on_a_terminal(pytester, tokenizer):
+    """And in a log there is none of it."""
+    slimcore.save(tiny(layers=8), pytester.path / "mine", tokenizer=tokenizer)
+    options = ["perf", "-v", "--perf-seconds=0", "--perf-models=./mine", "--perf-batches=1", "--perf-reports"]
+    command = [sys.executable, "-m", "pytest", *options]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    shown = on_a_terminal([*command, "shown"], env=environment)
+    assert "depth-ppl" in shown
+    assert "0/8" in shown
+    log = subprocess.run([*command, "log"], env=environment, capture_output=True, text=True, check=True)
+    assert "0/8" not in log.stdout + log.stderr
 
 
 def test_gpu_cells_without_a_device_fail_in_one_sentence(suite, pytester, monkeypatch):

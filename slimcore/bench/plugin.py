@@ -5,7 +5,9 @@ A test that takes the fixture `cell` runs once for every cell of the grid.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+import sys
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +104,9 @@ def bench(pytestconfig: pytest.Config) -> Session:
     """What measures and judges cells."""
     if hasattr(pytestconfig, "workerinput"):
         pytest.fail("cells are timed one at a time, or they would slow each other down: run without -n", pytrace=False)
-    return pytestconfig.stash[_SESSION]
+    session = pytestconfig.stash[_SESSION]
+    session.building = lambda: _progress_shown(pytestconfig)
+    return session
 
 
 @pytest.hookimpl(wrapper=True)
@@ -158,6 +162,21 @@ def _narrowed(config: pytest.Config) -> list[Grid]:
 def _cell(item: pytest.Item) -> Cell | None:
     """The cell of a test that has one."""
     return item.callspec.params.get("cell") if hasattr(item, "callspec") else None
+
+
+@contextmanager
+def _progress_shown(config: pytest.Config) -> Iterator[None]:
+    """Let progress bars through to a terminal, on a line of their own; elsewhere all stays captured."""
+    capture = config.pluginmanager.getplugin("capturemanager")
+    if capture is None:
+        yield
+        return
+    with capture.global_and_fixture_disabled():
+        terminal = sys.stderr.isatty()
+    with capture.global_and_fixture_disabled() if terminal else nullcontext():
+        if terminal:
+            sys.stderr.write("\n")
+        yield
 
 
 def _cuda() -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,6 +53,7 @@ class Session:
         self._grid_ids = {cell.id for cell in grid.cells()}
         self._protocol = protocol
         self.summary: list[str] = []
+        self.building: Callable[[], AbstractContextManager[None]] = nullcontext  # around the long work before a cell
         self._done = dict(self.run.done)
         self.resumed = sum(cell.id in self._done for cell in cells)
         self.subjects = Subjects(dict(self.run.subjects))
@@ -124,7 +126,8 @@ class Session:
         smaller = self._out_of_memory_below(cell)
         if smaller is not None:
             return Timing("oom", f"not tried: M{smaller} was out of memory already")
-        subject, refusal = unless_out_of_memory(lambda: self.subjects.get(cell), cell.device)
+        with nullcontext() if self.subjects.holds(cell) else self.building():
+            subject, refusal = unless_out_of_memory(lambda: self.subjects.get(cell), cell.device)
         if subject is None:
             self.subjects.drop()
             return Timing("oom", f"the model itself does not fit: {refusal}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -45,23 +45,26 @@ class Subjects:
 
     def get(self, cell: Cell) -> Subject:
         """The subject of `cell`."""
-        key = (*cell.subject, cell.dtype, cell.device)
-        if self._subject is None or self._key != key:
+        if self._subject is None or not self.holds(cell):
             started = perf_counter()
             model = self._dense(cell)
             # From here the held subject is being cut: not to be taken for itself where that fails.
             self._key, self._subject = None, None
             self._subject = Subject(model, self._prepare(model, cell))
             self._subject.record["seconds"] = round(perf_counter() - started, 3)
-            self._key = key
+            self._key = _key(cell)
         return self._subject
+
+    def holds(self, cell: Cell) -> bool:
+        """Whether the subject of `cell` is there already."""
+        return self._key == _key(cell)
 
     def drop(self) -> None:
         """Forget the held subject, so that its memory can be used again."""
         self._key, self._subject, self._tokenizer = None, None, None
 
     def _dense(self, cell: Cell) -> PreTrainedModel:
-        if self._subject is not None and self._key == (cell.model, DENSE, cell.dtype, cell.device):
+        if self._subject is not None and self._key == _key(replace(cell, method=DENSE)):
             return self._subject.model
         self.drop()
         self.loads += 1
@@ -99,3 +102,7 @@ class Subjects:
                 tokens = calibration_tokens(self._tokenizer)
             scores = score(model, tokens, method=name)
         return select(scores, ratio=budget.ratio, params=budget.params, layers=budget.layers)
+
+
+def _key(cell: Cell) -> tuple[str, str, str, str]:
+    return (*cell.subject, cell.dtype, cell.device)
