@@ -90,20 +90,45 @@ def next_token_nll(view: Decoder, hidden: Tensor, ids: Tensor) -> Tensor:
     The head is applied to one block of the vocabulary at a time with a running log-sum-exp, so that no
     (N, T, V) logits exist.
     """
+    weight = view.head.weight.detach()
     with computing_in(view.norm, hidden.dtype):
-        states = view.norm(hidden[:, :-1]).flatten(0, 1)  # (R, H), R = N (T-1)
-    weight = view.head.weight
-    states = states.to(weight.device)
-    targets = ids[:, 1:].to(weight.device).flatten()
-    chosen = (states.float() * weight[targets].float()).sum(-1)
-    total = torch.full_like(chosen, -torch.inf)
+        states = view.norm(hidden[:, :-1]).flatten(0, 1).to(weight.device)  # (R, H), R = N (T-1)
+    chosen = (states.float() * weight[_targets(ids, weight)].float()).sum(-1)
+    nll: Tensor = (_log_normaliser(states, weight) - chosen).view(ids.shape[0], -1)
+    return nll
+
+
+def summed_nll_gradient(view: Decoder, hidden: Tensor, ids: Tensor) -> Tensor:
+    """Gradient (N, T, H) of the summed next-token NLL with respect to the last layer's output (N, T, H).
+
+    d NLL / d state = sum over the vocabulary of probability x head row, minus the target's row: in blocks, as above.
+    """
+    weight = view.head.weight.detach()
+    with torch.enable_grad(), computing_in(view.norm, hidden.dtype):
+        hidden = hidden.detach().requires_grad_()
+        normed = view.norm(hidden[:, :-1])  # (N, T-1, H)
+        states = normed.detach().flatten(0, 1).to(weight.device)  # (R, H)
+        total = _log_normaliser(states, weight)[:, None].to(states.dtype)
+        gradient = -weight[_targets(ids, weight)].to(states.dtype)
+        for block in weight.split(VOCABULARY_BLOCK):
+            rows = block.to(states.dtype)
+            gradient.addmm_((states @ rows.T).sub_(total).exp_(), rows)
+        return torch.autograd.grad(normed, hidden, grad_outputs=gradient.to(normed.device).view_as(normed))[0]
+
+
+def _targets(ids: Tensor, weight: Tensor) -> Tensor:
+    """The token each position but the last is to predict, (R,)."""
+    return ids[:, 1:].to(weight.device).flatten()
+
+
+def _log_normaliser(states: Tensor, weight: Tensor) -> Tensor:
+    """log sum exp of the logits of each state, (R,) float32."""
+    total = torch.full((len(states),), -torch.inf, device=states.device)
     for block in weight.split(VOCABULARY_BLOCK):
         logits = (states @ block.to(states.dtype).T).float()
         top = logits.amax(-1, keepdim=True)
-        partial = logits.sub_(top).exp_().sum(-1).log_().add_(top[:, 0])
-        total = torch.logaddexp(total, partial)
-    nll: Tensor = (total - chosen).view(ids.shape[0], -1)
-    return nll
+        total = torch.logaddexp(total, logits.sub_(top).exp_().sum(-1).log_().add_(top[:, 0]))
+    return total
 
 
 def batches(ids: Tensor, size: int) -> tuple[Tensor, ...]:

@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -116,3 +117,18 @@ def test_the_cpu_allocators_refusal_is_out_of_memory_and_other_errors_are_not():
         torch.empty(2**60, dtype=torch.uint8)
     assert is_out_of_memory(caught.value)
     assert not is_out_of_memory(RuntimeError("shape mismatch"))
+
+
+def test_memory_that_does_not_come_back_is_told(engine, monkeypatch):
+    """The allocator's figure before and after, on a CUDA device that is played here."""
+
+    def refuse(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    engine(refuse)
+    figures = iter([100, 1_000_100])
+    monkeypatch.setattr(measure, "_allocated", lambda _device: next(figures))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    timing = measure.measure(tiny(), replace(CELL, device="cuda"), QUICK)
+    assert timing.status == "oom"
+    assert timing.detail == "CUDA out of memory (1,000,000 bytes stayed allocated)"

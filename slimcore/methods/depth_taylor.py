@@ -28,7 +28,7 @@ def score(view: Decoder, ids: Tensor | None, batch_size: int) -> list[float]:
         entry, hidden = _inputs_of_each_layer(view, batch)
         inputs.append(hidden)
         arguments.append(entry.arguments)
-        upstream.append(_gradient_at_the_end(view, hidden.pop(), batch))
+        upstream.append(layerwise.summed_nll_gradient(view, hidden.pop(), batch))
     tokens = ids.shape[0] * (ids.shape[1] - 1)
     values = [0.0] * len(view.layers)
     for index in progress(reversed(range(len(view.layers))), "depth-taylor, gradients", total=len(view.layers)):
@@ -56,23 +56,6 @@ def _inputs_of_each_layer(view: Decoder, ids: Tensor) -> tuple[layerwise.Entry, 
         with layerwise.computing_in(layer, torch.float32):
             hidden.append(layerwise.run(layer, hidden[-1], arguments))
     return entry, hidden
-
-
-def _gradient_at_the_end(view: Decoder, hidden: Tensor, ids: Tensor) -> Tensor:
-    """Gradient (N, T, H) of the summed NLL with respect to the last layer's output."""
-    weight = view.head.weight.detach().float()
-    # Window by window: the logits (T, V) of one are the largest tensor there is.
-    windows = zip(hidden.split(1), ids.split(1), strict=True)
-    return torch.cat([_head_gradient(view, weight, h, i) for h, i in windows])
-
-
-def _head_gradient(view: Decoder, weight: Tensor, hidden: Tensor, ids: Tensor) -> Tensor:
-    with torch.enable_grad(), layerwise.computing_in(view.norm, torch.float32):
-        hidden = hidden.detach().requires_grad_()
-        states = view.norm(hidden[:, :-1])
-        logits = states.to(weight.device) @ weight.T
-        loss = nn.functional.cross_entropy(logits[0], ids[0, 1:].to(weight.device), reduction="sum")
-        return torch.autograd.grad(loss, hidden)[0]
 
 
 def _backward(
