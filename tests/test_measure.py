@@ -2,7 +2,6 @@
 
 import gc
 import weakref
-from dataclasses import replace
 
 import pytest
 import torch
@@ -119,16 +118,14 @@ def test_the_cpu_allocators_refusal_is_out_of_memory_and_other_errors_are_not():
     assert not is_out_of_memory(RuntimeError("shape mismatch"))
 
 
-def test_memory_that_does_not_come_back_is_told(engine, monkeypatch):
+def test_memory_that_does_not_come_back_is_told(monkeypatch):
     """The allocator's figure before and after, on a CUDA device that is played here."""
 
-    def refuse(*_):
+    def refuse():
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    engine(refuse)
     figures = iter([100, 1_000_100])
     monkeypatch.setattr(measure, "_allocated", lambda _device: next(figures))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    timing = measure.measure(tiny(), replace(CELL, device="cuda"), QUICK)
-    assert timing.status == "oom"
-    assert timing.detail == "CUDA out of memory (1,000,000 bytes stayed allocated)"
+    result = measure.unless_out_of_memory(refuse, "cuda")
+    assert result == (None, "CUDA out of memory (1,000,000 bytes stayed allocated)")
