@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slimcore.bench.results import Record
+from slimcore.bench.results import Record, throughput
 from slimcore.bench.statistics import summarise
 from slimcore.cost import human
 
@@ -82,7 +82,7 @@ def _draw_series(panel: Axes, cells: Sequence[Record], label: str, number: int, 
         label += f" (out of memory from M{lost[0]})"
     times = [summarise(c["latency_s"]) for c in ok]
     x = [t.centre for t in times]
-    y = [c["batch"] * c["output_tokens"] / t.centre for c, t in zip(ok, times, strict=True)]
+    y = [throughput(c) for c in ok]
     panel.hlines(y, [t.low for t in times], [t.high for t in times], color=style["color"], linewidth=0.8)
     face = "white" if number % 2 else style["color"]
     panel.plot(x, y, label=label, markersize=5, linewidth=1.4, markerfacecolor=face, **style)

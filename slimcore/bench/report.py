@@ -14,7 +14,7 @@ from slimcore.bench import figures
 from slimcore.bench.baseline import Baseline
 from slimcore.bench.cell import DENSE
 from slimcore.bench.gate import Judgement, judge
-from slimcore.bench.results import Record, Run
+from slimcore.bench.results import Record, Run, throughput
 from slimcore.bench.statistics import summarise
 from slimcore.cost import human
 from slimcore.files import write_text
@@ -51,10 +51,10 @@ def line(cell: Record, judgement: Judgement) -> str:
     return f"{time.centre:.3f} s, {throughput(cell):.1f} tokens/s, {judgement.verdict}"
 
 
-def summary(run: Run, baseline: Baseline | None, planned: set[str]) -> list[str]:
-    """The run in a few lines, for the terminal."""
+def summary(run: Run, baseline: Baseline | None, planned: set[str], resumed: int) -> list[str]:
+    """The run in a few lines, for the terminal; `resumed` of its cells were measured by an earlier start."""
     cells = _cells(run)
-    return [text.replace("**", "") for text in (*_headline(run, cells), *_standing(cells, baseline, planned))]
+    return [text.replace("**", "") for text in (*_headline(run, cells, resumed), *_standing(cells, baseline, planned))]
 
 
 def append_step_summary(report: Path) -> None:
@@ -87,11 +87,6 @@ def speedup(cell: Record, cells: Mapping[str, Record]) -> float | None:
     return None
 
 
-def throughput(cell: Record) -> float:
-    """Generated tokens a second, all rows together, at the median latency."""
-    return float(cell["batch"] * cell["output_tokens"] / summarise(cell["latency_s"]).centre)
-
-
 def tpot(cell: Record) -> float | None:
     """Seconds a token after the first: median over pairs of (latency - TTFT) / (N - 1); None for one token."""
     steps = cell["output_tokens"] - 1
@@ -110,11 +105,12 @@ def _paragraph(lines: list[str]) -> str:
     return "\n".join([lines[0], "", *lines[1:]]).strip()
 
 
-def _headline(run: Run, cells: Mapping[str, Record]) -> list[str]:
+def _headline(run: Run, cells: Mapping[str, Record], resumed: int = 0) -> list[str]:
     """What the pruning bought and cost, in a sentence a method."""
     count = {s: sum(c["status"] == s for c in cells.values()) for s in ("ok", "oom", "error")}
     lines = [f"{len(cells)} of {len(run.planned)} cells measured: "]
-    lines[0] += ", ".join(f"{n} {s}" for s, n in count.items() if n) + "."
+    lines[0] += ", ".join(f"{n} {s}" for s, n in count.items() if n)
+    lines[0] += f" ({resumed} of them by an earlier start of this run)." if resumed else "."
     for (model, method), subject in run.subjects.items():
         gains = [speedup(c, cells) for c in cells.values() if (c["model"], c["method"]) == (model, method)]
         known = sorted(g for g in gains if g is not None)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from slimcore.bench.statistics import summarise
 from slimcore.errors import ResultsError
 
 SCHEMA = "slimcore.results/1"
@@ -56,6 +57,11 @@ class Run:
                 self.cells[record["id"]] = record
             case other:
                 raise ResultsError(f"{self.folder / FILE}: a line of unknown kind {other!r}")
+
+
+def throughput(cell: Record) -> float:
+    """Generated tokens a second of a cell, all rows together, at the median latency."""
+    return float(cell["batch"] * cell["output_tokens"] / summarise(cell["latency_s"]).centre)
 
 
 def append(run: Run, record: Mapping[str, Any]) -> None:

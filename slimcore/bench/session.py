@@ -55,7 +55,7 @@ class Session:
         self.summary: list[str] = []
         self.building: Callable[[], AbstractContextManager[None]] = nullcontext  # around the long work before a cell
         self._done = dict(self.run.done)
-        self.resumed = sum(cell.id in self._done for cell in cells)
+        self._resumed = sum(cell.id in self._done for cell in cells)
         self.subjects = Subjects(dict(self.run.subjects))
         self._write(
             {
@@ -105,10 +105,8 @@ class Session:
         """Write the report and fill `summary`; with `update` make the run the baseline. False where that failed."""
         from slimcore.bench import report
 
-        again = f" ({self.resumed} of them by an earlier start of this run)" if self.resumed else ""
         try:
-            self.summary = report.summary(self.run, self.accepted, self._grid_ids)
-            self.summary[0] = self.summary[0].removesuffix(".") + again + "."
+            self.summary = report.summary(self.run, self.accepted, self._grid_ids, self._resumed)
             if update:
                 count = baseline.accept(self.path, self.run, self._grid_ids)
                 self.summary.append(f"accepted {count} cells as the baseline {self.path}")
