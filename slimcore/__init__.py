@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from slimcore.registration import register_with_transformers
+
 if TYPE_CHECKING:
     from slimcore.calibration import Tokens, calibration_tokens, heldout_tokens
     from slimcore.checkpoint import save
@@ -16,16 +18,20 @@ if TYPE_CHECKING:
     from slimcore.errors import SlimcoreError
     from slimcore.methods import score, unscored
     from slimcore.models import load
-    from slimcore.plan import Plan, Scores, select
+    from slimcore.plan import Plan
     from slimcore.quality import perplexity
+    from slimcore.scores import Scores
+    from slimcore.selection import select
     from slimcore.surgery import prune_
+
+register_with_transformers()
 
 __version__ = "0.1.0"
 
 _HOME = {
     "Footprint": "cost",
     "Plan": "plan",
-    "Scores": "plan",
+    "Scores": "scores",
     "SlimcoreError": "errors",
     "Tokens": "calibration",
     "calibration_tokens": "calibration",
@@ -36,7 +42,7 @@ _HOME = {
     "prune_": "surgery",
     "save": "checkpoint",
     "score": "methods",
-    "select": "plan",
+    "select": "selection",
     "unscored": "methods",
 }
 

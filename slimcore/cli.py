@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from slimcore.errors import BudgetError, CheckpointError, SlimcoreError
+from slimcore.errors import BudgetError, CheckpointError, PlanError, SlimcoreError
 from slimcore.methods import METHODS, method_named
-from slimcore.plan import PLUS_RULE, Budget, Plan, Scores, select
+from slimcore.budget import Budget
+from slimcore.plan import Plan
+from slimcore.scores import ALLOCATIONS, Scores
+from slimcore.selection import select
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from slimcore.calibration import Tokens
     from slimcore.cost import Footprint
 
 # rich_markup_mode=None: help without rich, in half the time.
@@ -33,18 +37,23 @@ ModelName = Annotated[
 MethodName = Annotated[str, typer.Option("--method", help=f"One of: {', '.join(METHODS)}.")]
 Ratio = Annotated[float | None, typer.Option(help="Share of all block parameters to remove, as 0.27.")]
 Params = Annotated[str | None, typer.Option(help="Parameters to leave, as 99M, 4.9B or a whole number.")]
-Layers = Annotated[int | None, typer.Option(help="Layers to remove.")]
-Protect = Annotated[str, typer.Option(help="First and last layers that are never cut; 0,0 for none.")]
+Bytes = Annotated[str | None, typer.Option(help="Weight bytes to leave, as 200MB, 9.8GB or a whole number.")]
+Layers = Annotated[int | None, typer.Option(help="Layers to remove (depth methods).")]
+LocalRatio = Annotated[float | None, typer.Option(help="Share to remove of each layer that is cut (width methods).")]
+MultipleOf = Annotated[int, typer.Option(help="Keep widths that are multiples of this (width methods).")]
+Allocation = Annotated[str | None, typer.Option(help=f"Of the budget, one of: {', '.join(ALLOCATIONS)} (width methods).")]
+Protect = Annotated[
+    str | None, typer.Option(help="First and last layers that are never cut, as 4,2; default: the method's.")
+]
+Metric = Annotated[str | None, typer.Option(help="Of the method, as param_second of llm-pruner; default: its first.")]
 TextSource = Annotated[
     str | None, typer.Option("--text", help="A file, or a datasets name; default: the built-in text.")
 ]
-Samples = Annotated[int, typer.Option(help="Calibration windows.")]
-Length = Annotated[int, typer.Option(help="Tokens a window.")]
+Samples = Annotated[int | None, typer.Option(help="Calibration windows; default: the method's.")]
+Length = Annotated[int | None, typer.Option(help="Tokens a window; default: the method's.")]
 Seed = Annotated[int, typer.Option(help="Seed of the calibration windows and of random weights.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; default: as stored.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
-
-_PLUS = f"{PLUS_RULE[0]},{PLUS_RULE[1]}"
 
 
 @app.command()
@@ -54,36 +63,45 @@ def prune(
     method: MethodName = "depth-ppl",
     ratio: Ratio = None,
     params: Params = None,
+    bytes: Bytes = None,  # noqa: A002
     layers: Layers = None,
-    protect: Protect = _PLUS,
-    plan: Annotated[Path | None, typer.Option(help="Replay this plan instead of scoring.")] = None,
+    local_ratio: LocalRatio = None,
+    multiple_of: MultipleOf = 1,
+    protect: Protect = None,
+    metric: Metric = None,
+    allocation: Allocation = None,
+    plan: Annotated[Path | None, typer.Option(help="Replay this plan; with a budget, the method goes on after it.")] = None,
     text: TextSource = None,
-    samples: Samples = 10,
-    length: Length = 128,
+    samples: Samples = None,
+    length: Length = None,
     seed: Seed = 0,
     dtype: Dtype = None,
     device: Device = "cpu",
     force: Annotated[bool, typer.Option("--force", help="Replace what the folder holds.")] = False,  # noqa: FBT002
 ) -> None:
-    """Score a model's layers, cut the least important ones, and save what is left."""
+    """Score a model's structures, cut the least important ones, and save what is left."""
     from slimcore.checkpoint import check_writable, save
     from slimcore.surgery import prune_
 
     check_writable(out, overwrite=force)
+    first = None if plan is None else Plan.load(plan)
+    budget = _budget(ratio, params, bytes, layers, local_ratio)
+    goes_on = first is None or budget
+    if goes_on:
+        Budget(**budget)  # refused before a model is loaded, and so is the next
+        method_named(method).metric(metric)
     rule = _protect(protect)
-    if plan is not None:
-        if (ratio, params, layers) != (None, None, None):
-            raise BudgetError("a plan says already what goes: give --plan, or a budget, not both")
-        chosen = Plan.load(plan)
-        network, tokenizer = _load(model, dtype, device, seed)
-    else:
-        budget = _budget(ratio, params, layers)
-        method_named(method)
-        network, tokenizer = _load(model, dtype, device, seed)
-        scores = _score(network, tokenizer, model, method, text, samples, length, seed)
-        chosen = select(scores, **budget, protect=rule)
-    typer.echo(str(chosen))
-    prune_(network, chosen)
+    network, tokenizer = _load(model, dtype, device, seed)
+    if first is not None:
+        typer.echo(str(first))
+        prune_(network, first)
+    chosen = first
+    if goes_on:
+        scores = _score(network, tokenizer, model, method, metric, text, samples, length, seed)
+        second = select(scores, **budget, multiple_of=multiple_of, protect=rule, allocation=allocation)
+        typer.echo(str(second))
+        prune_(network, second)
+        chosen = second if first is None else first.then(second)
     save(network, out, plan=chosen, tokenizer=tokenizer, overwrite=force)
     typer.echo(f"saved: {out}")
 
@@ -92,21 +110,29 @@ def prune(
 def score(
     model: ModelName,
     method: MethodName = "depth-ppl",
+    metric: Metric = None,
     text: TextSource = None,
-    samples: Samples = 10,
-    length: Length = 128,
+    samples: Samples = None,
+    length: Length = None,
     seed: Seed = 0,
     dtype: Dtype = None,
     device: Device = "cpu",
 ) -> None:
-    """Print the importance of each layer, least important first."""
-    method_named(method)
+    """Print the importance of each layer, least important first, or of what is inside each."""
+    method_named(method).metric(metric)
     network, tokenizer = _load(model, dtype, device, seed)
-    scores = _score(network, tokenizer, model, method, text, samples, length, seed)
+    scores = _score(network, tokenizer, model, method, metric, text, samples, length, seed)
     typer.echo(f"{method} on {scores.provenance.get('text', 'the weights alone')}; low goes first")
-    typer.echo(f"{'rank':>4} {'layer':>5} {'score':>12}")
-    for rank, layer in enumerate(scores.order, 1):
-        typer.echo(f"{rank:>4} {layer:>5} {scores.values[layer]:>12.6g}")
+    if scores.values:
+        typer.echo(f"{'rank':>4} {'layer':>5} {'score':>12}")
+        for rank, layer in enumerate(scores.order, 1):
+            typer.echo(f"{rank:>4} {layer:>5} {scores.values[layer]:>12.6g}")
+        return
+    columns = [f"{kind} {which}" for kind in ("KV group", "channel") for which in ("lowest", "median", "highest")]
+    typer.echo("layer " + " ".join(f"{name:>16}" for name in columns))
+    for layer, widths in enumerate(scores.widths):
+        figures = [f(v) for v in (widths.kv_groups, widths.channels) for f in (min, median, max)]
+        typer.echo(f"{layer:>5} " + " ".join(f"{figure:>16.6g}" for figure in figures))
 
 
 @app.command("eval")
@@ -139,29 +165,39 @@ def inspect(
     method: MethodName = "depth-ppl",
     ratio: Ratio = None,
     params: Params = None,
+    bytes: Bytes = None,  # noqa: A002
     layers: Layers = None,
-    protect: Protect = _PLUS,
+    local_ratio: LocalRatio = None,
+    multiple_of: MultipleOf = 1,
+    protect: Protect = None,
+    against: Annotated[Path | None, typer.Option(help="Compare the plan with this one.")] = None,
     dtype: Dtype = None,
 ) -> None:
     """Print what a model costs, or would cost after a cut, or what a plan says; no weights are needed."""
     if Path(target).is_file():
-        typer.echo(str(Plan.load(target)))
+        plan = Plan.load(target)
+        typer.echo(str(plan))
+        if against is not None:
+            typer.echo(f"{(other := Plan.load(against))}\n{plan.compare(other)}")
         return
+    if against is not None:
+        raise PlanError(f"{target} is no plan's JSON file: --against compares two plans")
     from slimcore.cost import footprint
     from slimcore.methods import unscored
     from slimcore.models import load_meta
     from slimcore.surgery import prune_
 
+    budget = _budget(ratio, params, bytes, layers, local_ratio)
     network = load_meta(target, dtype=dtype)
     before = footprint(network)
-    if (ratio, params, layers) == (None, None, None):
+    if not budget:
         _print_footprints({target: before})
         return
-    budget = _budget(ratio, params, layers)
-    plan = select(unscored(network, method=method), **budget, protect=_protect(protect))
+    plan = select(unscored(network, method=method), **budget, multiple_of=multiple_of, protect=_protect(protect))
     prune_(network, plan)
-    _print_footprints({target: before, f"{method}, {len(plan.removed)} layers fewer": footprint(network)})
-    typer.echo("which layers go is for scoring to say: slimcore score, slimcore prune")
+    fewer = f", {len(plan.removed)} layers fewer" if plan.removed else ""
+    _print_footprints({target: before, f"{method}{fewer}": footprint(network)})
+    typer.echo(f"{plan.ratio:.2%} of block parameters; what goes is for scoring to say: slimcore score, slimcore prune")
 
 
 def main() -> None:
@@ -186,18 +222,26 @@ def _score(
     tokenizer: PreTrainedTokenizerBase | None,
     name: str,
     method: str,
+    metric: str | None,
     text: str | None,
-    samples: int,
-    length: int,
+    samples: int | None,
+    length: int | None,
     seed: int,
 ) -> Scores:
     from slimcore.calibration import calibration_tokens
     from slimcore.methods import score
 
-    tokens: Tokens | None = None
-    if method_named(method).needs_tokens:
-        tokens = calibration_tokens(_needed(tokenizer, name), samples=samples, length=length, seed=seed, source=text)
-    return score(network, tokens, method=method)
+    chosen, tokens = method_named(method), None
+    if chosen.needs_tokens(metric):
+        windows, long = chosen.windows or (0, 0)
+        tokens = calibration_tokens(
+            _needed(tokenizer, name),
+            samples=windows if samples is None else samples,
+            length=long if length is None else length,
+            seed=seed,
+            source=text,
+        )
+    return score(network, tokens, method=method, metric=metric, seed=seed)
 
 
 def _needed(tokenizer: PreTrainedTokenizerBase | None, name: str) -> PreTrainedTokenizerBase:
@@ -206,20 +250,42 @@ def _needed(tokenizer: PreTrainedTokenizerBase | None, name: str) -> PreTrainedT
     return tokenizer
 
 
-def _budget(ratio: float | None, params: str | None, layers: int | None) -> dict[str, Any]:
-    count = None
-    if params is not None:
-        count = int(params) if params.isdigit() else Budget.parse(params).params
-        if count is None:
-            raise BudgetError(f"--params {params!r} is not a number of parameters, as 99M, 4.9B or 4916965376")
-    Budget(ratio=ratio, params=count, layers=layers)  # refused before a model is loaded
-    return {"ratio": ratio, "params": count, "layers": layers}
+def _budget(
+    ratio: float | None, params: str | None, size: str | None, layers: int | None, local_ratio: float | None
+) -> dict[str, Any]:
+    """What was given of a budget, by name."""
+    given = {
+        "ratio": ratio,
+        "params": _number("params", params, "a number of parameters, as 99M, 4.9B or 4916965376"),
+        "bytes": _number("bytes", size, "a number of bytes, as 200MB, 9.8GB or 9833930752"),
+        "layers": layers,
+        "local_ratio": local_ratio,
+    }
+    budget = {name: value for name, value in given.items() if value is not None}
+    if budget:
+        Budget(**budget)
+    return budget
 
 
-def _protect(text: str) -> tuple[int, int]:
+def _number(name: str, text: str | None, expected: str) -> int | None:
+    """A count written as 4916965376, 4.9e9 or 4.9B."""
+    if text is None:
+        return None
+    with suppress(ValueError):
+        return round(float(text))
+    with suppress(BudgetError):
+        number: int | None = getattr(Budget.parse(text), name)
+        if number is not None:
+            return number
+    raise BudgetError(f"--{name} {text!r} is not {expected}")
+
+
+def _protect(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
     first, comma, last = text.partition(",")
     if not (comma and first.strip().isdigit() and last.strip().isdigit()):
-        raise BudgetError(f"--protect {text!r} is not two numbers of layers, first and last, as {_PLUS}")
+        raise BudgetError(f"--protect {text!r} is not two numbers of layers, first and last, as 4,2")
     return int(first), int(last)
 
 
@@ -229,6 +295,8 @@ def _print_footprints(columns: dict[str, Footprint]) -> None:
     typer.echo(" " * 26 + "  ".join(f"{name:>{width}}" for name in columns))
     for label, field in (
         ("layers", "layers"),
+        ("KV groups, all layers", "kv_groups"),
+        ("MLP channels, all layers", "channels"),
         ("parameters", "parameters"),
         ("block parameters", "block_parameters"),
         ("weight bytes", "weight_bytes"),

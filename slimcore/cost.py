@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from torch import nn
 
-from slimcore.structure import PROJECTIONS, decoder, layer_parameters
+from slimcore.structure import PROJECTIONS, decoder, layer_shapes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -18,6 +18,8 @@ class Footprint:
     """Costs of one model that need no clock."""
 
     layers: int
+    kv_groups: int  # of all layers
+    channels: int  # of all layers
     parameters: int  # tied weights counted once
     block_parameters: int  # of all layers, without embedding, final norm and head
     weight_bytes: int
@@ -33,12 +35,15 @@ class Footprint:
 def footprint(model: PreTrainedModel) -> Footprint:
     """Count `model`, on any device, meta included."""
     view = decoder(model)
+    shapes = layer_shapes(view)
     projections = [cast(nn.Linear, layer.get_submodule(p)) for layer in view.layers for p in PROJECTIONS]
     by_name = [[cast(nn.Linear, layer.get_submodule(f"self_attn.{p}_proj")) for p in "qkv"] for layer in view.layers]
     return Footprint(
         layers=len(view.layers),
+        kv_groups=sum(shape.kv_groups for shape in shapes),
+        channels=sum(shape.channels for shape in shapes),
         parameters=sum(p.numel() for p in model.parameters()),
-        block_parameters=sum(layer_parameters(layer) for layer in view.layers),
+        block_parameters=sum(shape.parameters for shape in shapes),
         weight_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
         flops_per_token=2 * (sum(p.weight.numel() for p in projections) + view.head.weight.numel()),
         # q.K^T and attention.V: each 2 FLOPs a query channel and position.

@@ -1,121 +1,146 @@
-"""Scores, Plan and select(): pure data and arithmetic; no torch here."""
+"""Plan: what is kept, as data. No torch here."""
 
 from __future__ import annotations
 
 import json
-import math
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
-from slimcore.errors import BudgetError, PlanError
+from slimcore.errors import PlanError
 from slimcore.files import write_text
+from slimcore.scores import LayerShape, Widths
 
-SCHEMA = "slimcore.plan/1"
-
-# "+" of Shortened LLaMA (arXiv 2402.02834): the first four and last two layers are never cut.
-PLUS_RULE = (4, 2)
-
-_BUDGET = re.compile(r"(?P<number>\d+(?:\.\d+)?)(?P<unit>L|M|B)?")
+SCHEMA = "slimcore.plan/2"
 
 
 @dataclass(frozen=True)
-class Budget:
-    """How much to cut: exactly one of a share of block parameters, parameters left, or layers removed."""
+class Width:
+    """What stays inside one layer, and the mean inputs of what goes, where its loss is made up for by a bias."""
 
-    ratio: float | None = None
-    params: int | None = None
-    layers: int | None = None
+    kv_groups: tuple[int, ...]  # kept, ascending
+    channels: tuple[int, ...]  # kept, ascending
+    o_means: tuple[float, ...] = ()  # one an input of o_proj that goes, ascending; empty: no bias
+    down_means: tuple[float, ...] = ()  # one an input of down_proj that goes
 
-    def __post_init__(self) -> None:
-        given = [f.name for f in fields(self) if getattr(self, f.name) is not None]
-        if len(given) != 1:
-            raise BudgetError(f"give exactly one of ratio=, params=, layers= (got {', '.join(given) or 'none'})")
-        if self.ratio is not None and not 0 < self.ratio < 1:
-            raise BudgetError(f"ratio must lie between 0 and 1, both excluded (got {self.ratio})")
-        for name in ("params", "layers"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise BudgetError(f"{name} must be 1 or more (got {value})")
+    def removed(self, shape: LayerShape) -> int:
+        """Parameters that a layer of `shape` loses, less the biases it gains."""
+        gained = (bool(self.o_means) and not shape.o_bias) + (bool(self.down_means) and not shape.down_bias)
+        groups, channels = shape.kv_groups - len(self.kv_groups), shape.channels - len(self.channels)
+        return groups * shape.kv_group_parameters + channels * shape.channel_parameters - gained * shape.hidden
 
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read the short form: `0.27` is a ratio, `9L` layers removed, `4.9B` or `99M` parameters left."""
-        match = _BUDGET.fullmatch(text)
-        if not match:
-            raise BudgetError(f"budget {text!r} is not a ratio (0.27), layers removed (9L) or parameters left (4.9B)")
-        number, unit = float(match["number"]), match["unit"]
-        if unit == "L":
-            return cls(layers=int(number))
-        if unit:
-            return cls(params=round(number * {"M": 1e6, "B": 1e9}[unit]))
-        return cls(ratio=number)
-
-    def __str__(self) -> str:
-        if self.ratio is not None:
-            return f"{self.ratio:g}"
-        if self.layers is not None:
-            return f"{self.layers}L"
-        assert self.params is not None
-        unit, size = ("B", 1e9) if self.params >= 1e9 else ("M", 1e6)
-        return f"{self.params / size:g}{unit}"
-
-    def as_dict(self) -> dict[str, float]:
-        """The one field that is set, for JSON."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Importance of each layer of one model: low = cut first."""
-
-    method: str
-    values: tuple[float, ...]  # one a layer
-    layer_parameters: tuple[int, ...]  # one a layer
-    total_parameters: int
-    provenance: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        bad = [i for i, v in enumerate(self.values) if not math.isfinite(v)]
-        if bad:
-            raise PlanError(f"{self.method} scored layers {bad} as not finite; score a float32 copy of the model")
-
-    @property
-    def order(self) -> tuple[int, ...]:
-        """Layer indices, least important first; equal scores in order of depth."""
-        return tuple(sorted(range(len(self.values)), key=lambda i: (self.values[i], i)))
+    def after(self, shape: LayerShape) -> LayerShape:
+        """The shape that is left of a layer of `shape`."""
+        return replace(
+            shape,
+            parameters=shape.parameters - self.removed(shape),
+            heads=shape.heads // shape.kv_groups * len(self.kv_groups),
+            kv_groups=len(self.kv_groups),
+            channels=len(self.channels),
+            o_bias=shape.o_bias or bool(self.o_means),
+            down_bias=shape.down_bias or bool(self.down_means),
+        )
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is kept, with provenance: printed, compared, stored and replayed."""
+    """What is kept, with provenance: printed, compared, stored, replayed and composed."""
 
     method: str
-    num_layers: int
-    keep: tuple[int, ...]  # kept layer indices, ascending
-    budget: dict[str, float]
-    parameters: int  # left after the cut
+    shapes: tuple[LayerShape, ...]  # of the model it is for, one a layer
     parameters_before: int
-    ratio: float  # achieved: share of block parameters removed
+    keep: tuple[int, ...]  # kept layer indices, ascending
+    width: dict[int, Width] = field(default_factory=dict)  # of kept layers that lose something inside
+    budget: dict[str, float] = field(default_factory=dict)
+    multiple_of: int = 1
+    protect: tuple[int, int] = (0, 0)
     scores: tuple[float, ...] = ()
-    protect: tuple[int, int] = PLUS_RULE
+    width_scores: tuple[Widths, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        kept = list(self.keep)
-        if not kept or kept != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= self.num_layers:
-            raise PlanError(f"keep must be ascending layer indices within 0..{self.num_layers - 1} (got {kept})")
+        _check_indices("keep", self.keep, len(self.shapes))
+        for layer, width in self.width.items():
+            if layer not in self.keep:
+                raise PlanError(f"width names layer {layer}, which is not kept")
+            shape = self.shapes[layer]
+            _check_indices(f"layer {layer}: kv_groups", width.kv_groups, shape.kv_groups)
+            _check_indices(f"layer {layer}: channels", width.channels, shape.channels)
+            inputs = (shape.kv_groups - len(width.kv_groups)) * shape.group_inputs
+            for name, means, expected in (
+                ("o_means", width.o_means, inputs),
+                ("down_means", width.down_means, shape.channels - len(width.channels)),
+            ):
+                if means and len(means) != expected:
+                    raise PlanError(f"layer {layer}: {name} must have one value for each of {expected} inputs that go")
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the model the plan is for."""
+        return len(self.shapes)
 
     @property
     def removed(self) -> tuple[int, ...]:
         """Removed layer indices, ascending."""
         return tuple(sorted(set(range(self.num_layers)) - set(self.keep)))
 
+    @property
+    def parameters(self) -> int:
+        """Parameters left after the cut."""
+        return self.parameters_before - self._cut()
+
+    @property
+    def ratio(self) -> float:
+        """Share of block parameters removed: what was achieved, where `budget` is what was asked."""
+        return self._cut() / sum(shape.parameters for shape in self.shapes)
+
+    def inside(self, layer: int) -> Width:
+        """What stays inside a kept layer, which may be all of it."""
+        whole = self.shapes[layer]
+        return self.width.get(layer) or Width(tuple(range(whole.kv_groups)), tuple(range(whole.channels)))
+
+    def after(self) -> tuple[LayerShape, ...]:
+        """Shapes of the layers of the pruned model."""
+        return tuple(self.inside(i).after(self.shapes[i]) for i in self.keep)
+
+    def then(self, second: Plan) -> Plan:
+        """One plan that does both: `second` is for the model this one leaves. Raises PlanError where it is not."""
+        if (second.shapes, second.parameters_before) != (self.after(), self.parameters):
+            raise PlanError(
+                f"the second plan is for {second.num_layers} layers and {second.parameters_before:,} parameters, the"
+                f" first leaves {len(self.keep)} and {self.parameters:,}, or other widths: score the model it leaves"
+            )
+        keep = tuple(self.keep[i] for i in second.keep)
+        width = {i: w for i, w in self.width.items() if i in keep}
+        for i, after in second.width.items():
+            layer = self.keep[i]
+            width[layer] = _composed(self.inside(layer), after, self.shapes[layer], second.shapes[i])
+        steps = [{"method": p.method, "budget": p.budget} | p.provenance for p in (self, second)]
+        return Plan(
+            f"{self.method}, then {second.method}", self.shapes, self.parameters_before, keep, width,
+            multiple_of=second.multiple_of, provenance={"steps": steps},
+        )  # fmt: skip
+
+    def compare(self, other: Plan) -> str:
+        """How many parameters both cut, and each alone, in one line. Raises PlanError on plans for different models."""
+        if (self.shapes, self.parameters_before) != (other.shapes, other.parameters_before):
+            raise PlanError(f"{self.method} and {other.method} are plans for different models: nothing to compare")
+        mine, yours = self._structures(), other._structures()
+        both, first, second = (
+            sum(self._size(kind, layer) for kind, layer, _ in cut) for cut in (mine & yours, mine - yours, yours - mine)
+        )
+        return f"parameters cut by both {both:,}; by {self.method} alone {first:,}; by {other.method} alone {second:,}"
+
+    def without_scores(self) -> Plan:
+        """The same cut, in less space."""
+        return replace(self, scores=(), width_scores=())
+
     def as_dict(self) -> dict[str, Any]:
-        """The plan as JSON types."""
-        return {"schema": SCHEMA} | {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+        """The plan as JSON types, with what it achieves."""
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        plain: dict[str, Any] = _plain(own | {"parameters": self.parameters, "ratio": self.ratio})
+        return {"schema": SCHEMA} | plain
 
     @classmethod
     def from_dict(cls, data: object, where: str = "plan") -> Self:
@@ -123,16 +148,27 @@ class Plan:
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             found = data.get("schema") if isinstance(data, dict) else type(data).__name__
             raise PlanError(f"{where}: not a plan of schema {SCHEMA!r} (found {found!r})")
-        values: dict[str, Any] = {k: v for k, v in data.items() if k != "schema"}
+        values = {
+            k: v if k == "provenance" else _frozen(v)
+            for k, v in data.items()
+            if k not in ("schema", "parameters", "ratio")
+        }
         try:
-            values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-            return cls(**values)
-        except TypeError as error:
+            values["shapes"] = tuple(LayerShape(**shape) for shape in values["shapes"])
+            values["width"] = {int(layer): Width(**width) for layer, width in values["width"].items()}
+            values["width_scores"] = tuple(Widths(**widths) for widths in values.get("width_scores", ()))
+            plan = cls(**values)
+        except KeyError as error:
+            raise PlanError(f"{where}: {error} is missing") from None
+        except (TypeError, ValueError, AttributeError, PlanError) as error:
             raise PlanError(f"{where}: {error}") from None
+        if plan.parameters != data.get("parameters"):
+            raise PlanError(f"{where}: says {data.get('parameters')} parameters, what it keeps has {plan.parameters}")
+        return plan
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON, whole or not at all."""
-        write_text(Path(path), json.dumps(self.as_dict(), indent=1) + "\n")
+        write_text(Path(path), _json(self.as_dict()) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -144,86 +180,129 @@ class Plan:
         return cls.from_dict(data, where=str(path))
 
     def __str__(self) -> str:
-        kept = set(self.keep)
-        strip = "".join("#" if i in kept else "." for i in range(self.num_layers))
-        return (
-            f"{self.method}: {len(self.removed)} of {self.num_layers} layers go"
-            f" ({self.ratio:.1%} of block parameters)\n"
-            f"  parameters  {self.parameters_before:,} -> {self.parameters:,}\n"
-            f"  layers      [{strip}]  # kept, . removed\n"
-            f"  removed     {', '.join(map(str, self.removed)) or 'none'}"
-        )
+        layers = f"{len(self.removed)} of {self.num_layers} layers go, " if self.removed else ""
+        lines = [
+            f"{self.method}: {layers}{self.ratio:.1%} of block parameters",
+            f"  parameters  {self.parameters_before:,} -> {self.parameters:,}",
+        ]
+        if self.removed:
+            strip = "".join("#" if i in self.keep else "." for i in range(self.num_layers))
+            lines += [f"  layers      [{strip}]  # kept, . removed", f"  removed     {', '.join(map(str, self.removed))}"]
+        return "\n".join(lines + (self._picture_inside() if self.width else []))
+
+    def _picture_inside(self) -> list[str]:
+        """What goes inside the layers, and a sentence where no KV group could go."""
+        lines, groups_go = [], False
+        for name, label in (("kv_groups", "KV groups"), ("channels", "channels")):
+            before = {i: getattr(self.shapes[i], name) for i in self.keep}
+            after = {i: len(getattr(self.inside(i), name)) for i in self.keep}
+            gone, total = sum(before.values()) - sum(after.values()), sum(before.values())
+            groups_go = groups_go or (name == "kv_groups" and gone > 0)
+            strip = "".join(_digit(after[i], before[i]) if i in after else "." for i in range(self.num_layers))
+            lines.append(f"  {label:<10}  [{strip}]  {gone:,} of {total:,} go ({gone / total:.1%})")
+        lines.append("              # all of a layer kept, 9 nine tenths, 8 eight tenths, ...")
+        if not groups_go:
+            most = max(self.shapes[i].kv_groups for i in self.keep)
+            lines.append(f"  no KV group goes, one being {1 / most:.0%} of a layer's: the budget is met with channels")
+        if any(w.o_means or w.down_means for w in self.width.values()):
+            lines.append("  biases on the output projections make up for the mean of what goes")
+        if self.multiple_of > 1:
+            lines.append(f"  widths of the layers that may be cut are multiples of {self.multiple_of}")
+        return lines
+
+    def _cut(self) -> int:
+        whole = sum(self.shapes[i].parameters for i in self.removed)
+        return whole + sum(width.removed(self.shapes[i]) for i, width in self.width.items())
+
+    def _structures(self) -> set[tuple[str, int, int]]:
+        """Everything that goes, as (kind, layer, index)."""
+        gone = {("layer", i, i) for i in self.removed}
+        for i, width in self.width.items():
+            gone |= {("kv_group", i, j) for j in range(self.shapes[i].kv_groups) if j not in set(width.kv_groups)}
+            gone |= {("channel", i, j) for j in set(range(self.shapes[i].channels)) - set(width.channels)}
+        return gone
+
+    def _size(self, kind: str, layer: int) -> int:
+        shape = self.shapes[layer]
+        sizes = {
+            "layer": shape.parameters,
+            "kv_group": shape.kv_group_parameters,
+            "channel": shape.channel_parameters,
+        }
+        return sizes[kind]
 
 
-def select(
-    scores: Scores,
-    *,
-    ratio: float | None = None,
-    params: int | None = None,
-    layers: int | None = None,
-    protect: tuple[int, int] = PLUS_RULE,
-) -> Plan:
-    """Choose what goes: the lowest scores, one-shot, until the budget is met as nearly as whole layers allow.
+def _check_indices(what: str, kept: tuple[int, ...], count: int) -> None:
+    indices = list(kept)
+    if not indices or indices != sorted(set(indices)) or indices[0] < 0 or indices[-1] >= count:
+        raise PlanError(f"{what} must be ascending indices within 0..{count - 1}, one at least (got {indices[:20]})")
 
-    `ratio`: share of block parameters removed; `params`: parameters left; `layers`: layers removed.
-    `protect`: so many first and last layers never go ("+" of Shortened LLaMA); (0, 0) switches it off.
-    Raises BudgetError where the budget is malformed or out of reach.
-    """
-    budget = Budget(ratio=ratio, params=params, layers=layers)
-    first, last = protect
-    if first < 0 or last < 0:
-        raise BudgetError(f"protect must be two numbers of layers, 0 or more (got {protect})")
-    count = len(scores.values)
-    candidates = [i for i in scores.order if first <= i < count - last]
-    # One layer at least stays, whatever is protected.
-    reach = min(len(candidates), count - 1)
-    number = _layers_to_remove(scores, budget, candidates[:reach])
-    if number > reach:
-        raise BudgetError(
-            f"{_budget_text(budget)} asks for {number} of {count} layers, but at most {reach} may be cut"
-            f" (the first {first} and last {last} are protected, and one always stays):"
-            " ask for less, or protect fewer layers"
-        )
-    removed = set(candidates[:number])
-    cut = sum(scores.layer_parameters[i] for i in removed)
-    return Plan(
-        method=scores.method,
-        num_layers=count,
-        keep=tuple(i for i in range(count) if i not in removed),
-        budget=budget.as_dict(),
-        parameters=scores.total_parameters - cut,
-        parameters_before=scores.total_parameters,
-        ratio=cut / sum(scores.layer_parameters),
-        scores=scores.values,
-        protect=protect,
-        provenance=scores.provenance,
+
+def _composed(first: Width, second: Width, before: LayerShape, between: LayerShape) -> Width:
+    """`second`, for what `first` leaves of `before`, in the numbering of `before`."""
+    groups = [range(j * before.group_inputs, (j + 1) * before.group_inputs) for j in range(before.kv_groups)]
+    inputs = [i for j in first.kv_groups for i in groups[j]]  # of o_proj, after `first`
+    return Width(
+        kv_groups=tuple(first.kv_groups[j] for j in second.kv_groups),
+        channels=tuple(first.channels[j] for j in second.channels),
+        o_means=_composed_means(
+            (first.o_means, [i for j in range(before.kv_groups) if j not in first.kv_groups for i in groups[j]]),
+            (
+                second.o_means,
+                [
+                    inputs[i]
+                    for j in range(between.kv_groups)
+                    if j not in second.kv_groups
+                    for i in range(j * between.group_inputs, (j + 1) * between.group_inputs)
+                ],
+            ),
+        ),
+        down_means=_composed_means(
+            (first.down_means, sorted(set(range(before.channels)) - set(first.channels))),
+            (
+                second.down_means,
+                [first.channels[j] for j in sorted(set(range(between.channels)) - set(second.channels))],
+            ),
+        ),
     )
 
 
-def _layers_to_remove(scores: Scores, budget: Budget, candidates: Sequence[int]) -> int:
-    """How many candidates, from the front, come nearest to the budget."""
-    if budget.layers is not None:
-        return budget.layers
-    if budget.ratio is not None:
-        target = budget.ratio * sum(scores.layer_parameters)
-    else:
-        assert budget.params is not None
-        target = scores.total_parameters - budget.params
-        if target < 0:
-            raise BudgetError(f"params={budget.params:,} is more than the model has ({scores.total_parameters:,})")
-    cuts = [0]
-    for layer in candidates:
-        cuts.append(cuts[-1] + scores.layer_parameters[layer])
-    nearest = min(range(len(cuts)), key=lambda n: abs(cuts[n] - target))
-    largest = max(scores.layer_parameters)
-    # Out of reach only if one more whole layer would have come nearer.
-    return nearest if target - cuts[-1] <= largest / 2 else math.ceil((target - cuts[-1]) / largest) + len(candidates)
+def _composed_means(*parts: tuple[tuple[float, ...], Iterable[int]]) -> tuple[float, ...]:
+    """Means of all inputs that go, ascending; zero, which adds nothing, for those of a step without."""
+    if not any(means for means, _ in parts):
+        return ()
+    found: dict[int, float] = {}
+    for means, indices in parts:
+        for position, index in enumerate(indices):
+            found[index] = means[position] if means else 0.0
+    return tuple(found[index] for index in sorted(found))
 
 
-def _budget_text(budget: Budget) -> str:
-    ((name, value),) = budget.as_dict().items()
-    return f"{name}={value:,}"
+def _digit(kept: int, total: int) -> str:
+    return "#" if kept == total else str(10 * kept // total)
 
 
 def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    """As JSON types."""
+    if isinstance(value, LayerShape | Width | Widths):
+        return _plain(asdict(value))
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _frozen(value: Any) -> Any:
+    """Lists of JSON as tuples, at every depth."""
+    if isinstance(value, dict):
+        return {k: _frozen(v) for k, v in value.items()}
+    return tuple(_frozen(v) for v in value) if isinstance(value, list) else value
+
+
+def _json(value: Any, indent: str = "") -> str:
+    """JSON with objects laid out and lists of numbers on one line, or each index would be a line of its own."""
+    if not value or not (isinstance(value, dict) or (isinstance(value, list) and isinstance(value[0], dict))):
+        return json.dumps(value)
+    inner = indent + " "
+    if isinstance(value, list):
+        return "[\n" + ",\n".join(inner + _json(v, inner) for v in value) + f"\n{indent}]"
+    return "{\n" + ",\n".join(f"{inner}{json.dumps(k)}: {_json(v, inner)}" for k, v in value.items()) + f"\n{indent}}}"

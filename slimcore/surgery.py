@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from slimcore.description import describe_
 from slimcore.errors import PlanError
-from slimcore.plan import Plan
-from slimcore.structure import PER_LAYER_CONFIG, decoder, renumber_
+from slimcore.plan import Plan, Width
+from slimcore.scores import LayerShape
+from slimcore.structure import (
+    CHANNEL_COLUMNS,
+    CHANNEL_ROWS,
+    GROUP_COLUMNS,
+    GROUP_ROWS,
+    PER_LAYER_CONFIG,
+    decoder,
+    group_indices,
+    layer_shapes,
+    projection,
+    renumber_,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -16,25 +30,74 @@ if TYPE_CHECKING:
 Model = TypeVar("Model", bound="PreTrainedModel")
 
 
+@torch.no_grad()
 def prune_(model: Model, plan: Plan) -> Model:
     """Remove from `model`, in place, what `plan` does not keep, and return it.
 
-    Layers are numbered anew and the config tells the truth about the result, so that cached decoding, saving and
-    loading are those of an ordinary smaller model. Raises PlanError, before anything is cut, where the plan is
-    another model's.
+    Where the plan has means of what goes, biases of the output projections make up for them. Layers are numbered anew
+    and the config tells the truth about the result, so that cached decoding, saving and loading are those of an
+    ordinary smaller model; the model's class changes where the stock one cannot hold the result. Raises PlanError,
+    before anything is cut, where the plan is another model's.
     """
     view = decoder(model)
-    count, parameters = len(view.layers), sum(p.numel() for p in model.parameters())
-    if (count, parameters) != (plan.num_layers, plan.parameters_before):
-        raise PlanError(
-            f"the plan is for {plan.num_layers} layers and {plan.parameters_before:,} parameters,"
-            f" the model has {count} and {parameters:,}: score this model and select again"
-        )
-    view.backbone.layers = nn.ModuleList(view.layers[i] for i in plan.keep)
-    for name in PER_LAYER_CONFIG:
-        entries = getattr(model.config, name, None)
-        if isinstance(entries, list | tuple) and len(entries) == count:
-            setattr(model.config, name, [entries[i] for i in plan.keep])
-    model.config.num_hidden_layers = len(plan.keep)
+    _check(plan, layer_shapes(view), sum(p.numel() for p in model.parameters()))
+    for index, width in plan.width.items():
+        _cut_inside_(view.layers[index], plan.shapes[index], width)
+    if plan.removed:
+        for name in PER_LAYER_CONFIG:
+            entries = getattr(model.config, name, None)
+            if isinstance(entries, list | tuple) and len(entries) == plan.num_layers:
+                setattr(model.config, name, [entries[i] for i in plan.keep])
+        view.backbone.layers = nn.ModuleList(view.layers[i] for i in plan.keep)
     renumber_(model)
+    describe_(model)
     return model
+
+
+def _check(plan: Plan, shapes: tuple[LayerShape, ...], parameters: int) -> None:
+    """Raise PlanError with the first thing in which the plan's model differs from this one."""
+    if len(shapes) != plan.num_layers:
+        differs = f"{plan.num_layers} layers, the model has {len(shapes)}"
+    elif parameters != plan.parameters_before:
+        differs = f"{plan.parameters_before:,} parameters, the model has {parameters:,}"
+    elif shapes != plan.shapes:
+        index = next(i for i, pair in enumerate(zip(shapes, plan.shapes, strict=True)) if pair[0] != pair[1])
+        differs = f"a layer {index} of {plan.shapes[index]}, the model's is {shapes[index]}"
+    else:
+        return
+    raise PlanError(f"the plan is for {differs}: score this model and select again")
+
+
+def _cut_inside_(layer: nn.Module, shape: LayerShape, width: Width) -> None:
+    """Cut KV groups and channels, and add the biases that make up for their means."""
+    for rows, columns, kept, size, means in (
+        (GROUP_ROWS, GROUP_COLUMNS, width.kv_groups, shape.kv_groups, width.o_means),
+        (CHANNEL_ROWS, CHANNEL_COLUMNS, width.channels, shape.channels, width.down_means),
+    ):
+        if len(kept) == size:
+            continue
+        for name in rows:
+            linear = projection(layer, name)
+            keep = _indices(kept, linear.out_features // size, linear)
+            _set_(linear, linear.weight[keep], None if linear.bias is None else linear.bias[keep])
+        linear = projection(layer, columns)
+        each = linear.in_features // size
+        gone = sorted(set(range(size)) - set(kept))
+        bias = linear.bias
+        if means:
+            lost = linear.weight[:, _indices(gone, each, linear)].float()
+            bias = lost @ torch.tensor(means, device=linear.weight.device) + (0 if bias is None else bias.float())
+        _set_(linear, linear.weight[:, _indices(kept, each, linear)], bias)
+
+
+def _indices(kept: tuple[int, ...] | list[int], each: int, linear: nn.Linear) -> Tensor:
+    return torch.tensor(group_indices(kept, each), device=linear.weight.device)
+
+
+def _set_(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
+    """Give `linear` other values, and sizes that are true of them: others, as LoRA, build on these."""
+    trained = linear.weight.requires_grad
+    linear.weight = nn.Parameter(weight, requires_grad=trained)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.to(weight.dtype), requires_grad=trained)
+    linear.out_features, linear.in_features = weight.shape

@@ -7,34 +7,39 @@ import sys
 import torch
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, PreTrainedTokenizerFast
+
+import slimcore
 
 from slimcore.models import random_model
+from slimcore.plan import Width
 
 VOCABULARY = 256
 
 
-def tiny(layers=6, heads=4, kv_heads=2, *, tied=False, bias=False, seed=0, dtype=torch.float32):
-    """A random LLaMA whose weights are large enough that a wrong one shows."""
-    config = LlamaConfig(
+def tiny(layers=6, heads=4, kv_heads=2, *, family="llama", tied=False, bias=False, seed=0, dtype=torch.float32):
+    """A random model whose weights are large enough that a wrong one shows; `bias` where the family has a choice."""
+    config = CONFIG_MAPPING[family](
         num_hidden_layers=layers,
         hidden_size=8 * heads,
         intermediate_size=40,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
+        head_dim=8,
         vocab_size=VOCABULARY,
         max_position_embeddings=256,
         tie_word_embeddings=tied,
-        attention_bias=bias,
-        mlp_bias=bias,
         initializer_range=0.25,
+        pad_token_id=None,
+        bos_token_id=None,
+        eos_token_id=None,
+        **({"attention_bias": bias, "mlp_bias": bias} if family == "llama" else {}),
     )
     model = random_model(config, dtype=dtype, device="cpu", seed=seed)
-    if bias:
-        generator = torch.Generator().manual_seed(seed)
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias"):
-                parameter.data = torch.randn(parameter.shape, generator=generator).to(dtype) / 4
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.data = torch.randn(parameter.shape, generator=generator).to(dtype) / 4
     return model
 
 
@@ -44,17 +49,73 @@ def ids(windows=3, length=12, seed=0):
 
 
 @st.composite
-def models_drawn(draw, min_layers=2):
-    """Tiny models over depth, MHA and GQA, tied embeddings, biases, seeds."""
-    kv_heads = draw(st.sampled_from([1, 2, 4]))
+def models_drawn(draw, min_layers=2, families=("llama",)):
+    """Tiny models over families, depth, MHA and GQA, tied embeddings, biases, seeds."""
+    heads = draw(st.sampled_from([4, 6]))
     return tiny(
         layers=draw(st.integers(min_layers, 7)),
-        heads=4,
-        kv_heads=kv_heads,
+        heads=heads,
+        kv_heads=draw(st.sampled_from([n for n in (1, 2, 3, 4, 6) if heads % n == 0])),
+        family=draw(st.sampled_from(families)),
         tied=draw(st.booleans()),
         bias=draw(st.booleans()),
         seed=draw(st.integers(0, 99)),
     )
+
+
+def kept(count):
+    """Indices to keep of `count`: one at least, ascending."""
+    return st.sets(st.integers(0, count - 1), min_size=1).map(sorted).map(tuple)
+
+
+@st.composite
+def width_plans(draw, model, *, compensated=None, depth=False):
+    """Any plan for `model` that cuts inside its layers, with means or without, and with `depth` whole layers too."""
+    shapes = slimcore.unscored(model, method="flap").shapes
+    count = sum(p.numel() for p in model.parameters())
+    keep = draw(kept(len(shapes))) if depth else tuple(range(len(shapes)))
+    means = draw(st.booleans()) if compensated is None else compensated
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    width = {}
+    for layer in draw(st.sets(st.sampled_from(keep), min_size=1)):
+        shape = shapes[layer]
+        groups, channels = draw(kept(shape.kv_groups)), draw(kept(shape.channels))
+        gone = ((shape.kv_groups - len(groups)) * shape.group_inputs, shape.channels - len(channels))
+        drawn = [tuple(torch.randn(n, generator=generator).tolist()) if means else () for n in gone]
+        width[layer] = Width(groups, channels, *drawn)
+    return slimcore.Plan("drawn", shapes, count, keep, width)
+
+
+@torch.no_grad()
+def masked_logits(model, tokens, plan):
+    """Logits of the dense `model` with what `plan` cuts masked: a plain reference that cuts nothing.
+
+    What goes is set to zero, or to its mean, where it enters the two output projections.
+    """
+
+    def mask(size, inputs, keep, means):
+        gone = [i for j in range(size) if j not in keep for i in range(j * inputs, (j + 1) * inputs)]
+        value = torch.tensor(means) if means else torch.zeros(len(gone))
+
+        def hook(_module, arguments):
+            hidden = arguments[0].clone()
+            hidden[..., gone] = value
+            return (hidden,)
+
+        return hook
+
+    hooks = []
+    for index, width in plan.width.items():
+        layer, shape = model.model.layers[index], plan.shapes[index]
+        for linear, hook in (
+            (layer.self_attn.o_proj, mask(shape.kv_groups, shape.group_inputs, width.kv_groups, width.o_means)),
+            (layer.mlp.down_proj, mask(shape.channels, 1, width.channels, width.down_means)),
+        ):
+            hooks.append(linear.register_forward_pre_hook(hook))
+    logits = skipped_logits(model, tokens, plan.keep)
+    for hook in hooks:
+        hook.remove()
+    return logits
 
 
 @torch.no_grad()

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import slimcore
-from slimcore.methods import METHODS
 from tests.helpers import ids, mean_nll, models_drawn, skipped_logits, tiny
 
 SCORED = (
@@ -59,48 +58,6 @@ def test_magnitude_equals_the_sum_of_absolute_weights(model):
     assert slimcore.score(model, method="depth-magnitude").values == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_scoring_leaves_the_model_as_it_was(method, dtype):
-    """Weights, gradients, frozen parameters and training mode are untouched."""
-    model = tiny(tied=True, dtype=dtype)
-    model.train()
-    frozen = model.model.layers[2].mlp.up_proj.weight.requires_grad_(requires_grad=False)
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    layers = list(model.model.layers)
-    slimcore.score(model, ids(), method=method)
-    assert all(torch.equal(before[name], p) and p.dtype == dtype for name, p in model.named_parameters())
-    assert all(p.grad is None for p in model.parameters())
-    assert list(model.model.layers) == layers
-    assert model.training
-    assert not frozen.requires_grad
-    assert model.lm_head.weight is model.model.embed_tokens.weight
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_half_precision_copies_score_alike(method):
-    """fp16 and bf16 copies give finite scores, in the order of fp32 wherever two scores differ by more than 3 %."""
-    # Rounded once, so that the three hold the same numbers.
-    full = tiny(layers=8, dtype=torch.bfloat16, seed=5).float()
-    reference = slimcore.score(full, ids(6, 24), method=method).values
-    for dtype in (torch.bfloat16, torch.float16):
-        values = slimcore.score(
-            tiny(layers=8, dtype=torch.bfloat16, seed=5).to(dtype), ids(6, 24), method=method
-        ).values
-        for i, a in enumerate(reference):
-            for j, b in enumerate(reference):
-                assert not (a < b / 1.03 and values[i] >= values[j]), (dtype, i, j)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_same_tokens_give_the_same_plan_byte_for_byte(method, tmp_path):
-    """Scoring twice and writing twice gives equal files."""
-    for name in ("a", "b"):
-        scores = slimcore.score(tiny(), ids(), method=method)
-        slimcore.select(scores, layers=2, protect=(1, 1)).save(tmp_path / name)
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-
-
 @given(models_drawn(min_layers=3), st.data())
 def test_a_layer_without_effect_is_the_first_to_go(model, data):
     """With its two output projections zeroed a layer passes its input on: its PPL is the dense model's."""
@@ -115,11 +72,3 @@ def test_a_layer_without_effect_is_the_first_to_go(model, data):
     assert math.log(values[index]) == pytest.approx(float(mean_nll(before, tokens)), rel=1e-5)
     kept = [i for i in range(len(values)) if i != index]
     assert torch.allclose(skipped_logits(model, tokens, kept), before, rtol=1e-4, atol=1e-4)
-
-
-def test_a_score_that_is_not_finite_is_an_error():
-    """NaN in a weight is told, with the layer; it does not sort somewhere."""
-    model = tiny()
-    model.model.layers[3].mlp.up_proj.weight.data[0, 0] = torch.nan
-    with pytest.raises(slimcore.SlimcoreError, match=r"depth-magnitude scored layers \[3\] as not finite"):
-        slimcore.score(model, method="depth-magnitude")

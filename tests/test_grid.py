@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from slimcore.bench.cell import grid_named, load_grids
+from slimcore.bench.cell import grid_named, load_grids, parse_method
 from slimcore.errors import BudgetError, ResultsError, UnknownNameError
 
 GRIDS = Path(__file__).parent.parent / "perf" / "grids.toml"
@@ -14,8 +14,8 @@ def test_the_default_grid_is_small_and_its_ids_read():
     """The cells of the CPU, dense before pruned, small batches first."""
     ids = [cell.id for cell in load_grids(GRIDS)["cpu"].cells()]
     assert ids[0] == "smollm2-135m/dense/i12-o16/m1/eager-fp32"
-    assert ids[-1] == "smollm2-135m/depth-ppl:0.27/i82-o16/m8/eager-fp32"
-    assert len(set(ids)) == len(ids) == 12
+    assert ids[-1] == "smollm2-135m/flap:106.2M/i82-o16/m8/eager-fp32"
+    assert len(set(ids)) == len(ids) == 16
 
 
 def test_each_subject_comes_in_one_stretch():
@@ -24,6 +24,15 @@ def test_each_subject_comes_in_one_stretch():
         subjects = [cell.subject for cell in grid.cells()]
         stretches = [s for before, s in zip([None, *subjects], subjects, strict=False) if s != before]
         assert len(stretches) == len(set(stretches))
+
+
+def test_a_method_is_read_with_its_budget_and_multiple():
+    """A ratio, a local ratio, bytes; aligned or not; and its name in figures."""
+    assert parse_method("dense") is None
+    cut = parse_method("flap:4.9Bx64")
+    assert (cut.method.name, cut.budget.params, cut.multiple_of, cut.label) == ("flap", 4_900_000_000, 64, "FLAP x64")
+    assert parse_method("llm-pruner:0.35local").budget.local_ratio == 0.35
+    assert parse_method("wanda-sp:9.8GB").label == "Wanda-sp"
 
 
 def test_narrowing_replaces_axes():
@@ -39,7 +48,7 @@ def test_narrowing_replaces_axes():
 def test_unknown_names_are_answered_with_the_nearest():
     """Grids and methods alike; a method without a budget asks for one."""
     grids = load_grids(GRIDS)
-    with pytest.raises(UnknownNameError, match=r"unknown grid 'gpuu'; did you mean 'gpu'\? .known: cpu, gpu"):
+    with pytest.raises(UnknownNameError, match=r"unknown grid 'gpuu'; did you mean 'gpu'\? .known: cpu, cpu-aligned, gpu"):
         grid_named(grids, "gpuu")
     with pytest.raises(UnknownNameError, match="did you mean 'depth-taylor'"):
         grids["cpu"].narrow(methods=["depth-tailor:0.2"])
@@ -71,6 +80,8 @@ models = {tiny = ["dense"]}
         (('"dense"', '"sparse"'), UnknownNameError),
         (('"dense"', '"depth-ppl"'), BudgetError),
         (('"dense"', '"depth-ppl:2"'), BudgetError),
+        (('"dense"', '"flap:0.2x"'), BudgetError),
+        (('"dense"', '"flap:0.2x0"'), BudgetError),
     ],
 )
 def test_a_malformed_grid_is_refused(tmp_path, change, error):

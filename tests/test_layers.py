@@ -12,8 +12,9 @@ import slimcore
 PACKAGE = Path(slimcore.__file__).parent
 # Each file may import only from those before it.
 ORDER = [
-    "errors", "files", "plan", "structure", "cost", "progress", "layerwise", "text", "calibration", "methods",
-    "surgery", "checkpoint", "quality", "models", "bench", "cli",
+    "errors", "files", "budget", "scores", "plan", "selection", "modeling_slimcore", "structure", "registration", "cost",
+    "progress", "layerwise", "moments", "gradients", "text", "calibration", "methods", "description", "surgery",
+    "checkpoint", "quality", "models", "bench", "cli",
 ]  # fmt: skip
 BENCH_ORDER = [
     "statistics", "gate", "cell", "engines", "environment", "measure", "subject", "results", "baseline", "figures",
@@ -65,6 +66,7 @@ def test_imports_point_down(path):
         ("slimcore.cli", {"torch", "transformers", "rich"}),
         ("slimcore.bench.plugin", {"torch", "transformers", "pandas", "matplotlib"}),
         ("slimcore.bench.cell", {"torch", "transformers"}),
+        ("slimcore.selection", {"torch", "transformers"}),
         ("slimcore.bench.gate", {"torch", "pytest"}),
         ("slimcore.bench.statistics", {"torch", "pytest"}),
     ],

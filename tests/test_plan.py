@@ -6,8 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slimcore.budget import Budget
 from slimcore.errors import BudgetError, PlanError, SlimcoreError
-from slimcore.plan import Budget, Plan, Scores, select
+from slimcore.plan import Plan
+from slimcore.scores import LayerShape, Scores
+from slimcore.selection import select
+
+def layer(parameters):
+    """A layer of which only the size matters."""
+    return LayerShape(parameters, 8, 4, 4, 2, 1, 3, 1, o_bias=False, down_bias=False)
+
 
 finite = st.floats(-1e6, 1e6)
 
@@ -17,7 +25,8 @@ def scored(draw):
     """Scores of 2 to 40 layers of one size."""
     values = draw(st.lists(finite, min_size=2, max_size=40))
     size = draw(st.integers(10, 10**9))
-    return Scores("depth-ppl", tuple(values), (size,) * len(values), size * len(values) + draw(st.integers(0, 10**9)))
+    total = size * len(values) + draw(st.integers(0, 10**9))
+    return Scores("depth-ppl", (layer(size),) * len(values), total, tuple(values))
 
 
 @given(scored(), st.data())
@@ -29,7 +38,7 @@ def test_more_removed_keeps_a_subset(scores, data):
     small, large = (select(scores, layers=n, protect=(0, 0)) for n in (fewer, more))
     assert set(large.keep) <= set(small.keep)
     assert len(large.keep) == count - more
-    assert large.parameters == scores.total_parameters - more * scores.layer_parameters[0]
+    assert large.parameters == scores.total_parameters - more * scores.shapes[0].parameters
 
 
 @given(scored(), st.floats(0.001, 0.999))
@@ -94,6 +103,8 @@ def test_exactly_one_budget_is_taken():
         st.builds(Budget, ratio=st.floats(0.01, 0.99).map(lambda r: round(r, 4))),
         st.builds(Budget, layers=st.integers(1, 100)),
         st.builds(Budget, params=st.integers(1, 999).map(lambda n: n * 10**8)),
+        st.builds(Budget, bytes=st.integers(1, 999).map(lambda n: n * 10**8)),
+        st.builds(Budget, local_ratio=st.floats(0.01, 0.99).map(lambda r: round(r, 4))),
     )
 )
 def test_the_short_form_of_a_budget_reads_back(budget):
@@ -114,7 +125,9 @@ def test_a_malformed_short_form_is_refused(text):
         ("", "cannot read a plan"),
         ("[]", "not a plan of schema"),
         ('{"schema": "slimcore.plan/9"}', "not a plan of schema"),
-        ('{"schema": "slimcore.plan/1"}', "missing"),
+        ('{"schema": "slimcore.plan/1"}', "not a plan of schema"),
+        ('{"schema": "slimcore.plan/2"}', "missing"),
+        ('{"schema": "slimcore.plan/2", "shapes": [], "width": [1]}', "plan.json"),
     ],
 )
 def test_a_file_that_is_no_plan_is_refused(tmp_path, content, message):
@@ -128,7 +141,7 @@ def test_a_file_that_is_no_plan_is_refused(tmp_path, content, message):
 
 def test_printing_a_plan_shows_what_goes():
     """A picture of the layers, and the counts."""
-    scores = Scores("depth-ppl", (3.0, 1.0, 2.0, 4.0), (10,) * 4, 45)
+    scores = Scores("depth-ppl", (layer(10),) * 4, 45, (3.0, 1.0, 2.0, 4.0))
     text = str(select(scores, layers=2, protect=(0, 0)))
     assert "[#..#]" in text
     assert "45 -> 25" in text
@@ -138,4 +151,4 @@ def test_printing_a_plan_shows_what_goes():
 def test_every_error_of_a_plan_is_a_slimcore_error():
     """One class to catch."""
     with pytest.raises(SlimcoreError):
-        Plan("depth-ppl", 4, (2, 1), {}, 1, 2, 0.5)
+        Plan("depth-ppl", (layer(1),) * 4, 4, (2, 1))

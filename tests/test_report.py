@@ -32,7 +32,8 @@ def make_run(folder, batches, models=("llama-7b",), oom_from=None, factor=0.5, o
     results.append(run, start | {"cells": [c["id"] for c in cells]})
     for model in models:
         for method, label, count in (("dense", "dense", 6_738_415_616), ("depth-ppl:9L", "Ours", 4_916_965_376)):
-            cost = {"layers": 32, "parameters": count, "weight_bytes": 1, "flops_per_token": 1, "kv_bytes_per_token": 1}
+            ones = ("weight_bytes", "flops_per_token", "kv_bytes_per_token", "kv_groups", "channels")
+            cost = {"layers": 32, "parameters": count} | dict.fromkeys(ones, 1)
             results.append(
                 run,
                 {"kind": "subject", "model": model, "method": method, "label": label, "footprint": cost,

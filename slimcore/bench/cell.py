@@ -9,9 +9,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from slimcore.errors import ResultsError, UnknownNameError
-from slimcore.methods import method_named
-from slimcore.plan import Budget
+from slimcore.budget import Budget
+from slimcore.errors import BudgetError, ResultsError, UnknownNameError
+from slimcore.methods import Method, method_named
 
 DENSE = "dense"
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -23,7 +23,7 @@ class Cell:
     """One point of the grid."""
 
     model: str
-    method: str  # `dense`, or NAME:BUDGET
+    method: str  # `dense`, or what parse_method() reads
     input_tokens: int
     output_tokens: int
     batch: int
@@ -100,13 +100,30 @@ class Grid:
         )
 
 
-def split_method(spec: str) -> tuple[str, Budget | None]:
-    """`dense` -> (dense, None); `depth-ppl:0.27` -> (depth-ppl, Budget). Raises UnknownNameError, BudgetError."""
-    name, _, budget = spec.partition(":")
-    if name == DENSE and not budget:
-        return DENSE, None
-    method_named(name)
-    return name, Budget.parse(budget)
+@dataclass(frozen=True)
+class Cut:
+    """A method and how much it removes, as a grid writes it: NAME:BUDGET, or NAME:BUDGETxM for multiples of M."""
+
+    method: Method
+    budget: Budget
+    multiple_of: int = 1
+
+    @property
+    def label(self) -> str:
+        """The method in figures."""
+        return self.method.label + (f" x{self.multiple_of}" if self.multiple_of > 1 else "")
+
+
+def parse_method(spec: str) -> Cut | None:
+    """`dense` -> None; `flap:0.27x64` -> its Cut. Raises UnknownNameError, BudgetError."""
+    name, _, amount = spec.partition(":")
+    if name == DENSE and not amount:
+        return None
+    method = method_named(name)
+    budget, x, multiple = amount.partition("x")
+    if x and not (multiple.isdigit() and int(multiple)):
+        raise BudgetError(f"{spec!r}: {multiple!r} is not a number that widths are to be multiples of, as in 0.27x64")
+    return Cut(method, Budget.parse(budget), int(multiple or 1))
 
 
 def load_grids(path: Path) -> dict[str, Grid]:
@@ -144,7 +161,7 @@ def _grid(name: str, table: Mapping[str, Any], path: Path) -> Grid:
             raise UnknownNameError(kind, value, known)
     for methods in grid.models.values():
         for method in methods:
-            split_method(method)
+            parse_method(method)
     return grid
 
 
@@ -160,7 +177,7 @@ def _pick(wanted: Sequence[str], has: Sequence[str]) -> tuple[str, ...]:
     chosen: list[str] = []
     for spec in wanted:
         if ":" in spec or spec == DENSE:
-            split_method(spec)
+            parse_method(spec)
             chosen.append(spec)
             continue
         method_named(spec)

@@ -15,7 +15,7 @@ from slimcore.bench.baseline import Baseline
 from slimcore.bench.cell import DENSE
 from slimcore.bench.gate import Judgement, judge
 from slimcore.bench.results import Record, Run, throughput
-from slimcore.bench.statistics import summarise
+from slimcore.bench.statistics import Comparison, compare, summarise
 from slimcore.cost import human
 from slimcore.files import write_text
 
@@ -76,13 +76,13 @@ def gone(baseline: Baseline | None, planned: set[str]) -> list[str]:
     return sorted(set(baseline.cells) - planned) if baseline else []
 
 
-def speedup(cell: Record, cells: Mapping[str, Record]) -> float | None:
+def speedup(cell: Record, cells: Mapping[str, Record]) -> Comparison | None:
     """How many times faster than the dense model's cell of the same shape; None where either has no time."""
     same = ("model", "input_tokens", "output_tokens", "batch", "engine", "dtype")
     for other in cells.values():
         if other["method"] == DENSE and all(other[k] == cell[k] for k in same):
             if cell["status"] == other["status"] == "ok":
-                return summarise(other["latency_s"]).centre / summarise(cell["latency_s"]).centre
+                return compare(summarise(other["latency_s"]), summarise(cell["latency_s"]))
             return None
     return None
 
@@ -113,17 +113,19 @@ def _headline(run: Run, cells: Mapping[str, Record], resumed: int = 0) -> list[s
     lines[0] += f" ({resumed} of them by an earlier start of this run)." if resumed else "."
     for (model, method), subject in run.subjects.items():
         gains = [speedup(c, cells) for c in cells.values() if (c["model"], c["method"]) == (model, method)]
-        known = sorted(g for g in gains if g is not None)
+        known = [g for g in gains if g is not None]
         dense = run.subjects.get((model, DENSE))
         if method == DENSE or dense is None or not known:
             continue
         text = (
-            f"- **{model}, {method}**: x{known[0]:.2f} to x{known[-1]:.2f} the speed of dense with"
+            f"- **{model}, {method}**: x{min(g.ratio for g in known):.2f} to x{max(g.ratio for g in known):.2f} the"
+            " speed of dense with"
             f" {human(subject['footprint']['parameters'])} of {human(dense['footprint']['parameters'])} parameters"
         )
         if subject["perplexity"] and dense["perplexity"]:
             text += f"; perplexity {_perplexity(dense)} -> {_perplexity(subject)}"
-        lines.append(text + ".")
+        slower = sum(g.high < 1 for g in known)
+        lines.append(text + (f"; **slower than dense in {slower} of {len(known)} cells**." if slower else "."))
     return lines
 
 
@@ -133,7 +135,8 @@ def _model_sections(cells: Mapping[str, Record], verdicts: Mapping[str, Judgemen
         f"## {model}\n\n"
         + _table([_row(c, cells, verdicts[i]) for i, c in cells.items() if c["model"] == model])
         + "\n\nLatency: median of one whole generate, with its 95 % interval (the whole range below six repeats)."
-        " TTFT: time to the first token. TPOT: time for each token after it."
+        " TTFT: time to the first token. TPOT: time for each token after it. vs dense: how many times faster; ~ where the"
+        " intervals of both overlap."
         for model in models
     ]
 
@@ -148,12 +151,18 @@ def _row(cell: Record, cells: Mapping[str, Record], judgement: Judgement) -> dic
             "TTFT (ms)": f"{1e3 * summarise(cell['ttft_s']).centre:.1f}",
             "TPOT (ms)": "" if step is None else f"{1e3 * step:.2f}",
             "peak memory": human(cell["peak_bytes"], "B") if cell["peak_bytes"] else "",
-            "vs dense": "" if gain is None else f"x{gain:.2f}",
+            "vs dense": "" if gain is None or cell["method"] == DENSE else _against_dense(gain),
         }
     else:
         row["latency (s)"] = "out of memory" if cell["status"] == "oom" else cell["status"]
     name = cell["id"].removeprefix(cell["model"] + "/")
     return {"cell": name} | row | {"verdict": judgement.verdict}
+
+
+def _against_dense(gain: Comparison) -> str:
+    """`x1.42`; marked where it is slower, or where the intervals do not tell."""
+    mark = " **slower**" if gain.high < 1 else " ~" if gain.low <= 1 else ""
+    return f"x{gain.ratio:.2f}{mark}"
 
 
 def _footprints(run: Run) -> str:
@@ -165,6 +174,8 @@ def _footprints(run: Run) -> str:
                 "model": subject["model"],
                 "method": subject["method"],
                 "layers": str(cost["layers"]),
+                "KV groups": str(cost["kv_groups"]),
+                "channels": f"{cost['channels']:,}",
                 "parameters": f"{cost['parameters']:,}",
                 "weights": human(cost["weight_bytes"], "B"),
                 "FLOPs/token": human(cost["flops_per_token"], "FLOP"),
@@ -216,6 +227,6 @@ def _table(rows: list[dict[str, str]]) -> str:
     if not rows:
         return "Nothing yet."
     frame = pd.DataFrame(rows).fillna("")
-    right = {"tokens/s", "TTFT (ms)", "TPOT (ms)", "vs dense", "layers", "parameters", "perplexity", "peak memory"}
+    right = {"tokens/s", "TTFT (ms)", "TPOT (ms)", "vs dense", "layers", "KV groups", "channels", "parameters", "perplexity", "peak memory"}
     align = ["right" if name in right else "left" for name in frame.columns]
     return str(frame.to_markdown(index=False, disable_numparse=True, colalign=align))

@@ -16,7 +16,7 @@ from typing import Any
 from slimcore.bench.statistics import summarise
 from slimcore.errors import ResultsError
 
-SCHEMA = "slimcore.results/1"
+SCHEMA = "slimcore.results/2"
 FILE = "results.jsonl"
 
 Record = dict[str, Any]

@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from slimcore.bench.cell import DENSE, DTYPES, Cell, split_method
+from slimcore.bench.cell import DENSE, DTYPES, Cell, Cut, parse_method
 from slimcore.calibration import calibration_tokens, heldout_tokens
 from slimcore.cost import footprint
-from slimcore.methods import method_named, score, unscored
+from slimcore.methods import score, unscored
 from slimcore.models import is_shape, load
-from slimcore.plan import Plan, select
+from slimcore.plan import Plan
 from slimcore.quality import perplexity
+from slimcore.selection import select
 from slimcore.surgery import prune_
 
 if TYPE_CHECKING:
@@ -74,10 +75,9 @@ class Subjects:
     def _prepare(self, model: PreTrainedModel, cell: Cell) -> dict[str, Any]:
         """Cut `model` in place as the cell's method says, and describe it."""
         known = self._known.get(cell.subject, {})
-        name, budget = split_method(cell.method)
-        plan = None
-        if budget is not None:
-            plan = Plan.from_dict(known["plan"], where="results") if known.get("plan") else self._plan(model, cell)
+        cut, plan = parse_method(cell.method), None
+        if cut is not None:
+            plan = Plan.from_dict(known["plan"], where="results") if known.get("plan") else self._plan(model, cell, cut)
             prune_(model, plan)
         quality = known.get("perplexity")
         if quality is None and self._tokenizer is not None:
@@ -85,23 +85,24 @@ class Subjects:
         return {
             "model": cell.model,
             "method": cell.method,
-            "label": name if budget is None else method_named(name).label,
+            "label": DENSE if cut is None else cut.label,
             "footprint": footprint(model).as_dict(),
             "perplexity": quality,
-            "plan": None if plan is None else plan.as_dict(),
+            # Scores of what is inside layers take a hundred times the space of the rest.
+            "plan": None if plan is None else plan.without_scores().as_dict(),
         }
 
-    def _plan(self, model: PreTrainedModel, cell: Cell) -> Plan:
-        name, budget = split_method(cell.method)
-        assert budget is not None
+    def _plan(self, model: PreTrainedModel, cell: Cell, cut: Cut) -> Plan:
+        method = cut.method
         if is_shape(cell.model):
-            scores = unscored(model, method=name)
+            scores = unscored(model, method=method.name)
         else:
             tokens = None
-            if method_named(name).needs_tokens and self._tokenizer is not None:
-                tokens = calibration_tokens(self._tokenizer)
-            scores = score(model, tokens, method=name)
-        return select(scores, ratio=budget.ratio, params=budget.params, layers=budget.layers)
+            if method.windows is not None and self._tokenizer is not None:
+                samples, length = method.windows
+                tokens = calibration_tokens(self._tokenizer, samples=samples, length=length)
+            scores = score(model, tokens, method=method.name)
+        return select(scores, **cut.budget.as_dict(), multiple_of=cut.multiple_of)  # type: ignore[arg-type]
 
 
 def _key(cell: Cell) -> tuple[str, str, str, str]:

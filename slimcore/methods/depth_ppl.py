@@ -16,23 +16,23 @@ import torch
 from torch import Tensor
 
 from slimcore import layerwise
+from slimcore.methods import Calibration
 from slimcore.progress import progress
 from slimcore.structure import Decoder
 
 
 @torch.no_grad()
-def score(view: Decoder, ids: Tensor | None, batch_size: int) -> list[float]:
+def score(view: Decoder, on: Calibration) -> list[float]:
     """Perplexity without each layer."""
-    assert ids is not None
     dtype = layerwise.arithmetic(view.head.weight)
     sums = torch.zeros(len(view.layers), dtype=torch.float64)
-    parts = layerwise.batches(ids, batch_size)
+    parts = layerwise.batches(on.ids, on.batch_size)
     for number, batch in enumerate(parts, 1):
         what = "depth-ppl" + (f" batch {number}/{len(parts)}" if len(parts) > 1 else "")
         states = _without_each_layer(view, batch, dtype, what)
         for gap, state in enumerate(progress(states, f"{what}, head")):
             sums[gap] += layerwise.next_token_nll(view, state, batch).double().sum().cpu()
-    count = ids.shape[0] * (ids.shape[1] - 1)
+    count = on.ids.shape[0] * (on.ids.shape[1] - 1)
     return [math.exp(nll) for nll in (sums / count).tolist()]
 
 

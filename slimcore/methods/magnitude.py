@@ -1,0 +1,24 @@
+"""Magnitude of what is inside a layer, the baseline without data of LLM-Pruner (Ma et al. 2023, arXiv 2305.11627).
+
+Score of a KV group or channel = sum over its weights of |W| (`l1`) or W^2 (`l2`); unit: that of the weights, squared
+for `l2`.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from slimcore.methods import Calibration, Inside
+from slimcore.structure import PROJECTIONS, Decoder, layer_shape, owned_sums, projection, sums_inside
+
+SALIENCE = {"l1": torch.abs, "l2": torch.square}
+
+
+@torch.no_grad()
+def score(view: Decoder, on: Calibration) -> list[Inside]:
+    """Sum of |weight|, or of its square, over each structure; uses no tokens."""
+    salience, found = SALIENCE[on.metric], []
+    for layer in view.layers:
+        members = {n: owned_sums(n, salience(projection(layer, n).weight.float())) for n in PROJECTIONS}
+        found.append(Inside(*sums_inside(layer_shape(layer), members)))
+    return found
