@@ -82,6 +82,13 @@ def load_folder(
             f"{folder} lacks {len(wrong)} of the weights its config.json asks for ({wrong[0]}, ...):"
             " the folder is incomplete, or its config is not the one it was saved with"
         )
+    # Buffers of older transformers may be left over; weights and biases may not.
+    left = sorted(k for k in info["unexpected_keys"] if k.endswith((".weight", ".bias")))
+    if left:
+        raise CheckpointError(
+            f"{folder} holds {len(left)} weights that its config.json has no place for ({left[0]}, ...):"
+            " its config is not the one it was saved with, or not of its model class"
+        )
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True) if _has_tokenizer(folder) else None
     return model.to(device).eval(), tokenizer
 
@@ -104,15 +111,17 @@ def read_config(folder: Path) -> PretrainedConfig:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """transformers shows its own progress bars on a terminal only."""
+    """transformers shows its own progress bars on a terminal only, and leaves reports on loading to the caller."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
 

@@ -16,6 +16,8 @@ MODEL_TYPE = "slimcore_"
 
 def __getattr__(name):
     """Make SlimXConfig or SlimXForCausalLM from transformers' X on first use."""
+    if name in globals():
+        return globals()[name]
     stock = getattr(transformers, name.removeprefix(PREFIX), None) if name.startswith(PREFIX) else None
     if stock is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
