@@ -97,8 +97,8 @@ def prune(
         prune_(network, first)
     chosen = first
     if goes_on:
-        scores = _score(network, tokenizer, model, method, metric, text, samples, length, seed)
-        second = select(scores, **budget, multiple_of=multiple_of, protect=rule, allocation=allocation)
+        scores = _score(network, tokenizer, model, method, metric, rule, text, samples, length, seed)
+        second = select(scores, **budget, multiple_of=multiple_of, allocation=allocation)
         typer.echo(str(second))
         prune_(network, second)
         chosen = second if first is None else first.then(second)
@@ -111,6 +111,7 @@ def score(
     model: ModelName,
     method: MethodName = "depth-ppl",
     metric: Metric = None,
+    protect: Protect = None,
     text: TextSource = None,
     samples: Samples = None,
     length: Length = None,
@@ -121,7 +122,7 @@ def score(
     """Print the importance of each layer, least important first, or of what is inside each."""
     method_named(method).metric(metric)
     network, tokenizer = _load(model, dtype, device, seed)
-    scores = _score(network, tokenizer, model, method, metric, text, samples, length, seed)
+    scores = _score(network, tokenizer, model, method, metric, _protect(protect), text, samples, length, seed)
     typer.echo(f"{method} on {scores.provenance.get('text', 'the weights alone')}; low goes first")
     if scores.values:
         typer.echo(f"{'rank':>4} {'layer':>5} {'score':>12}")
@@ -131,6 +132,9 @@ def score(
     columns = [f"{kind} {which}" for kind in ("KV group", "channel") for which in ("lowest", "median", "highest")]
     typer.echo("layer " + " ".join(f"{name:>16}" for name in columns))
     for layer, widths in enumerate(scores.widths):
+        if not widths.channels:
+            typer.echo(f"{layer:>5}   protected: not scored")
+            continue
         figures = [f(v) for v in (widths.kv_groups, widths.channels) for f in (min, median, max)]
         typer.echo(f"{layer:>5} " + " ".join(f"{figure:>16.6g}" for figure in figures))
 
@@ -223,6 +227,7 @@ def _score(
     name: str,
     method: str,
     metric: str | None,
+    protect: tuple[int, int] | None,
     text: str | None,
     samples: int | None,
     length: int | None,
@@ -241,7 +246,7 @@ def _score(
             seed=seed,
             source=text,
         )
-    return score(network, tokens, method=method, metric=metric, seed=seed)
+    return score(network, tokens, method=method, metric=metric, protect=protect, seed=seed)
 
 
 def _needed(tokenizer: PreTrainedTokenizerBase | None, name: str) -> PreTrainedTokenizerBase:

@@ -35,46 +35,60 @@ def of_each_layer(
     weights_of: Callable[[nn.Module], dict[str, Tensor]],
     what: str,
     *,
+    wanted: range | None = None,
     squares: bool = False,
 ) -> Iterator[tuple[int, dict[str, tuple[Tensor, Gradient]]]]:
-    """Yield each layer's index and, for each of its weights by name, the weight in float32 and its gradient.
+    """Yield each wanted layer's index and, for each of its weights by name, the weight in float32 and its gradient.
 
-    `ids` (N, T). `squares` takes gradients window by window, whatever the `batch_size`.
+    `ids` (N, T). `wanted`: None is every layer; below the first of them nothing is run backward, above the last no
+    weight's gradient is taken. `squares` takes gradients window by window, whatever the `batch_size`.
     """
+    wanted = range(len(view.layers)) if wanted is None else wanted
     parts = layerwise.batches(ids, 1 if squares else batch_size)
     inputs, arguments, upstream = [], [], []
     for batch in parts:
-        entry, hidden = _inputs_of_each_layer(view, batch, what)
+        entry, hidden = _inputs_of_each_layer(view, batch, wanted.start, what)
         inputs.append(hidden)
         arguments.append(entry.arguments)
         upstream.append(layerwise.summed_nll_gradient(view, hidden.pop(), batch).div_(ids.shape[0] * (ids.shape[1] - 1)))
-    for index in progress(reversed(range(len(view.layers))), f"{what}, gradients", total=len(view.layers)):
+    backward = range(len(view.layers) - 1, wanted.start - 1, -1)
+    for index in progress(backward, f"{what}, gradients", total=len(backward)):
         layer = view.layers[index]
         with layerwise.computing_in(layer, torch.float32), _differentiable(layer):
-            named = weights_of(layer)
+            named = weights_of(layer) if index in wanted else {}
             weights = list(named.values())
-            totals = [Gradient(torch.zeros_like(w), torch.zeros_like(w) if squares else None) for w in weights]
+            totals: list[Gradient] = []
             for part in range(len(parts)):
-                gradients = _backward(layer, inputs[part].pop(), arguments[part][index], upstream[part], weights)
-                upstream[part] = gradients[0]
-                for total, gradient in zip(totals, gradients[1:], strict=True):
-                    total.first.add_(gradient)
+                upstream[part], *gradients = _backward(
+                    layer, inputs[part].pop(), arguments[part][index], upstream[part], weights
+                )
+                if part == 0:
+                    totals = [Gradient(g, torch.zeros_like(g) if squares else None) for g in gradients]
+                for total, gradient in zip(totals, gradients, strict=True):
                     if total.squares is not None:
                         # A window's own loss is N times its share of the mean.
                         total.squares.addcmul_(gradient, gradient, value=ids.shape[0])
-            pairs = zip(weights, totals, strict=True)
-            yield index, dict(zip(named, ((w.detach(), total) for w, total in pairs), strict=True))
+                    if part:
+                        total.first.add_(gradient)
+            if named:
+                pairs = zip(weights, totals, strict=True)
+                yield index, dict(zip(named, ((w.detach(), total) for w, total in pairs), strict=True))
 
 
 @torch.no_grad()
-def _inputs_of_each_layer(view: Decoder, ids: Tensor, what: str) -> tuple[layerwise.Entry, list[Tensor]]:
-    """Hidden states (N, T, H) before each layer, and after the last."""
+def _inputs_of_each_layer(
+    view: Decoder, ids: Tensor, first: int, what: str
+) -> tuple[layerwise.Entry, list[Tensor]]:
+    """Hidden states (N, T, H) before each layer from the `first` on, and after the last."""
     entry = layerwise.enter(view, ids, torch.float32)
     hidden = [entry.hidden]
     pairs = zip(view.layers, entry.arguments, strict=True)
-    for layer, arguments in progress(pairs, f"{what}, forward", total=len(view.layers)):
+    for index, (layer, arguments) in enumerate(progress(pairs, f"{what}, forward", total=len(view.layers))):
         with layerwise.computing_in(layer, torch.float32):
-            hidden.append(layerwise.run(layer, hidden[-1], arguments))
+            following = layerwise.run(layer, hidden[-1], arguments)
+        if index < first:
+            hidden.clear()
+        hidden.append(following)
     return entry, hidden
 
 

@@ -101,18 +101,25 @@ def next_token_nll(view: Decoder, hidden: Tensor, ids: Tensor) -> Tensor:
 def summed_nll_gradient(view: Decoder, hidden: Tensor, ids: Tensor) -> Tensor:
     """Gradient (N, T, H) of the summed next-token NLL with respect to the last layer's output (N, T, H).
 
-    d NLL / d state = sum over the vocabulary of probability x head row, minus the target's row: in blocks, as above.
+    d NLL / d state = sum over the vocabulary of probability x head row, minus the target's row: in blocks, as above,
+    and in one pass over them, what is summed being scaled down whenever a larger logit turns up.
     """
     weight = view.head.weight.detach()
     with torch.enable_grad(), computing_in(view.norm, hidden.dtype):
         hidden = hidden.detach().requires_grad_()
         normed = view.norm(hidden[:, :-1])  # (N, T-1, H)
         states = normed.detach().flatten(0, 1).to(weight.device)  # (R, H)
-        total = _log_normaliser(states, weight)[:, None].to(states.dtype)
-        gradient = -weight[_targets(ids, weight)].to(states.dtype)
+        top = torch.full((len(states), 1), -torch.inf, dtype=states.dtype, device=states.device)
+        total, rows_sum = torch.zeros_like(top), torch.zeros_like(states)
         for block in weight.split(VOCABULARY_BLOCK):
             rows = block.to(states.dtype)
-            gradient.addmm_((states @ rows.T).sub_(total).exp_(), rows)
+            logits = states @ rows.T
+            higher = torch.maximum(top, logits.amax(-1, keepdim=True))
+            shrink, top = (top - higher).exp_(), higher
+            exponentials = logits.sub_(top).exp_()
+            total.mul_(shrink).add_(exponentials.sum(-1, keepdim=True))
+            rows_sum.mul_(shrink).addmm_(exponentials, rows)
+        gradient = rows_sum.div_(total).sub_(weight[_targets(ids, weight)])
         return torch.autograd.grad(normed, hidden, grad_outputs=gradient.to(normed.device).view_as(normed))[0]
 
 

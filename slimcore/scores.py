@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from slimcore.errors import PlanError
+from slimcore.errors import BudgetError, PlanError
 
 # "+" of Shortened LLaMA (arXiv 2402.02834): the first four and last two layers are never cut.
 PLUS_RULE = (4, 2)
@@ -14,6 +14,13 @@ PLUS_RULE = (4, 2)
 # How FLAP (arXiv 2312.11983) shares a budget out: L over layers, M over attention and MLP;
 # U uniform, A adaptive (whatever scores lowest goes), M manual (a share for each).
 ALLOCATIONS = ("UL-UM", "UL-MM", "AL-MM", "AL-AM")
+
+
+def checked_protection(protect: tuple[int, int]) -> tuple[int, int]:
+    """So many first and last layers that are not cut. Raises BudgetError."""
+    if min(protect) < 0:
+        raise BudgetError(f"protect must be two numbers of layers, 0 or more (got {protect})")
+    return protect
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class Widths:
-    """Importance of what is inside one layer: low = cut first."""
+    """Importance of what is inside one layer: low = cut first; empty where it was not scored."""
 
     kv_groups: tuple[float, ...]
     channels: tuple[float, ...]

@@ -16,7 +16,7 @@ from itertools import accumulate
 from slimcore.budget import Budget
 from slimcore.errors import BudgetError, UnknownNameError
 from slimcore.plan import Plan, Width
-from slimcore.scores import ALLOCATIONS, LayerShape, Means, Scores
+from slimcore.scores import ALLOCATIONS, LayerShape, Means, Scores, checked_protection
 
 KV_GROUPS, CHANNELS = "kv_groups", "channels"
 
@@ -41,13 +41,11 @@ def select(
     For scores of what is inside layers, further: `multiple_of` rounds the kept channels, and the kept heads where one
     is no multiple already; `allocation` is one of FLAP's (None: the method's own), and for its M `attention_ratio` is
     the share of attention that goes (None: as of the MLP).
-    `protect`: so many first and last layers are never cut; None is the method's own, (0, 0) switches it off.
+    `protect`: so many first and last layers are never cut; None is as scored, (0, 0) switches it off.
     Raises BudgetError where the budget is malformed or out of reach, UnknownNameError for an unknown allocation.
     """
     budget = Budget(ratio=ratio, params=params, bytes=bytes, layers=layers, local_ratio=local_ratio)
-    first, last = protect = scores.protect if protect is None else protect
-    if first < 0 or last < 0:
-        raise BudgetError(f"protect must be two numbers of layers, 0 or more (got {protect})")
+    first, last = protect = checked_protection(scores.protect if protect is None else protect)
     if multiple_of < 1:
         raise BudgetError(f"multiple_of must be 1 or more (got {multiple_of})")
     if scores.values:
@@ -142,6 +140,10 @@ class _Inside:
         self.multiple_of = multiple_of
         self.candidates = list(candidates)
         for layer in self.candidates:
+            if not scores.widths[layer].channels:
+                raise BudgetError(
+                    f"layer {layer} may be cut but was not scored: score with the same protect= as you select with"
+                )
             for kind in (KV_GROUPS, CHANNELS):
                 self._check_multiple(layer, kind)
 

@@ -141,9 +141,13 @@ def layer_shapes(view: Decoder) -> tuple[LayerShape, ...]:
     return tuple(layer_shape(layer, index) for index, layer in enumerate(view.layers))
 
 
-def owned_sums(name: str, matrix: Tensor) -> Tensor:
-    """Sum of `matrix`, shaped as the weight of projection `name`, over each row, or column, that a structure owns."""
-    return matrix.sum(0 if name in (GROUP_COLUMNS, CHANNEL_COLUMNS) else 1)
+def owned_sums(name: str, matrix: Tensor, *, absolute: bool = False) -> Tensor:
+    """Sum of `matrix`, shaped as the weight of projection `name`, over each row, or column, that a structure owns.
+
+    `absolute` sums |matrix|, without a copy of it.
+    """
+    own = 0 if name in (GROUP_COLUMNS, CHANNEL_COLUMNS) else 1
+    return torch.linalg.vector_norm(matrix, 1, dim=own) if absolute else matrix.sum(own)
 
 
 def sums_inside(shape: LayerShape, members: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

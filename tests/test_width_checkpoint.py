@@ -47,7 +47,7 @@ def in_a_fresh_process(folder, place, *, trust=False, slim=False):
 def pruned(method="flap", *, ratio=0.3, protect=None, **kwargs):
     """A tiny model, cut."""
     model = tiny(**kwargs)
-    plan = slimcore.select(slimcore.score(model, ids(), method=method), ratio=ratio, protect=protect)
+    plan = slimcore.select(slimcore.score(model, ids(), method=method, protect=protect), ratio=ratio)
     return slimcore.prune_(model, plan), plan
 
 
@@ -92,8 +92,8 @@ def test_without_the_code_loading_fails_loudly(tmp_path):
 def test_a_uniform_legal_plan_is_a_stock_checkpoint(tmp_path):
     """LLM-Pruner's equal share of every layer: config.json of a plain Llama, loaded with nothing special."""
     model = tiny(heads=4, kv_heads=4)
-    scores = slimcore.score(model, ids(), method="llm-pruner")
-    plan = slimcore.select(scores, local_ratio=0.5, protect=(0, 0))
+    scores = slimcore.score(model, ids(), method="llm-pruner", protect=(0, 0))
+    plan = slimcore.select(scores, local_ratio=0.5)
     slimcore.prune_(model, plan)
     folder = slimcore.save(model, tmp_path / "slim", plan=plan)
     config = json.loads((folder / "config.json").read_text())
@@ -206,9 +206,9 @@ def test_a_dispatched_model_is_scored_and_cut_where_it_lies(method):
     dispatched = dispatch_model(tiny(), device_map={"": "cpu"}, force_hooks=True)
     layer = dispatched.model.layers[0]
     plain = tiny()
-    scores = [slimcore.score(m, ids(), method=method) for m in (dispatched, plain)]
+    scores = [slimcore.score(m, ids(), method=method, protect=(1, 1)) for m in (dispatched, plain)]
     assert scores[0] == scores[1]
-    plan = slimcore.select(scores[0], ratio=0.3, protect=(1, 1))
+    plan = slimcore.select(scores[0], ratio=0.3)
     for model in (dispatched, plain):
         slimcore.prune_(model, plan)
     assert dispatched.model.layers[0] is layer

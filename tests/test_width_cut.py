@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import slimcore
-from slimcore.errors import PlanError
+from slimcore.errors import BudgetError, PlanError
 from slimcore.methods import METHODS
 from slimcore.structure import FAMILIES
 from tests.helpers import ids, masked_logits, models_drawn, tiny, width_plans
@@ -66,8 +66,13 @@ def test_any_plan_equals_the_masked_dense_model(model, data):
 def test_every_methods_plan_equals_the_masked_dense_model(method, model, ratio, multiple_of):
     """From scores to the cut: what the plan says is what is left."""
     tokens = ids(2, 9)
-    scores = slimcore.score(model, tokens, method=method)
-    plan = slimcore.select(scores, ratio=ratio, multiple_of=multiple_of, protect=(0, 0))
+    scores = slimcore.score(model, tokens, method=method, protect=(0, 0))
+    try:
+        plan = slimcore.select(scores, ratio=ratio, multiple_of=multiple_of)
+    except BudgetError as error:
+        assert "at most" in str(error)  # with one KV group a layer, half of it is out of reach
+        assume(scores.shapes[0].kv_groups > 1)
+        raise
     assert bool(scores.means) == METHODS[method].compensates
     expected = masked_logits(model, tokens, plan)
     slimcore.prune_(model, plan)

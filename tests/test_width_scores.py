@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import slimcore
+from slimcore.errors import BudgetError
 from slimcore.moments import Moments
 from tests.helpers import ids, models_drawn, tiny
 
@@ -67,7 +68,7 @@ def test_llm_pruner_equals_backward_passes_and_loops_over_heads(name, model, win
     tokens = ids(windows, 9)
     first = plain_gradients(model, tokens)
     each = [plain_gradients(model, tokens[i : i + 1]) for i in range(windows)]
-    widths = slimcore.score(model, tokens, method="llm-pruner", metric=name, batch_size=batch_size).widths
+    widths = slimcore.score(model, tokens, method="llm-pruner", metric=name, batch_size=batch_size, protect=(0, 0)).widths
     for index, layer in enumerate(model.model.layers):
         saliences = {
             n: SALIENCE[name](w.detach(), first[index][n], torch.stack([e[index][n] ** 2 for e in each]).mean(0))
@@ -76,6 +77,21 @@ def test_llm_pruner_equals_backward_passes_and_loops_over_heads(name, model, win
         groups, channels = plain_groups(layer, saliences, lambda v: abs(v.sum()))
         assert widths[index].kv_groups == pytest.approx(groups, **ACCURACY)
         assert widths[index].channels == pytest.approx(channels, **ACCURACY)
+
+
+@given(models_drawn(min_layers=3), st.integers(0, 2), st.integers(0, 2))
+def test_protected_layers_need_no_gradients(model, first, last):
+    """The others' scores are as ever; cutting one that was left out is refused, with what to do."""
+    every = slimcore.score(model, ids(), method="llm-pruner", protect=(0, 0))
+    some = slimcore.score(model, ids(), method="llm-pruner", protect=(first, last))
+    free = range(first, len(every.widths) - last)
+    assert all(some.widths[i] == every.widths[i] for i in free)
+    assert all(not some.widths[i].channels for i in range(len(every.widths)) if i not in free)
+    if first + last:
+        with pytest.raises(BudgetError, match="was not scored: score with the same protect="):
+            slimcore.select(some, ratio=0.1, protect=(0, 0))
+    if free:
+        assert slimcore.select(some, ratio=0.05).width == slimcore.select(every, ratio=0.05, protect=(first, last)).width
 
 
 @pytest.mark.parametrize("metric", ["l1", "l2"])
@@ -107,11 +123,11 @@ def test_the_second_order_does_not_vanish_in_half_precision():
     model, full = tiny(dtype=torch.float16), tiny(dtype=torch.float16).float()
     for layer in (*model.model.layers, *full.model.layers):
         layer.mlp.down_proj.weight.data /= 64  # gradients of about 1e-6: squared, far below fp16's 6e-8
-    scores = {m: slimcore.score(model, ids(), method="llm-pruner", metric=m) for m in ("param_first", "param_second")}
+    scores = {m: slimcore.score(model, ids(), method="llm-pruner", metric=m, protect=(0, 0)) for m in ("param_first", "param_second")}
     first, second = (scores[m].widths[3].channels for m in ("param_first", "param_second"))
     assert all(v > 0 for v in second)
     assert sorted(range(40), key=first.__getitem__) != sorted(range(40), key=second.__getitem__)
-    wide = slimcore.score(full, ids(), method="llm-pruner", metric="param_second").widths[3].channels
+    wide = slimcore.score(full, ids(), method="llm-pruner", metric="param_second", protect=(0, 0)).widths[3].channels
     assert second == pytest.approx(wide, rel=0.05)
 
 
@@ -197,6 +213,6 @@ def test_what_has_no_effect_goes_first(method):
     layer = model.model.layers[1]
     layer.mlp.down_proj.weight.data[:, 7] = 0
     layer.self_attn.o_proj.weight.data[:, 2 * 16 : 3 * 16] = 0
-    widths = slimcore.score(model, ids(), method=method).widths[1]
+    widths = slimcore.score(model, ids(), method=method, protect=(0, 0)).widths[1]
     assert min(range(40), key=widths.channels.__getitem__) == 7
     assert min(range(4), key=widths.kv_groups.__getitem__) == 2

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
 from slimcore.errors import TextError, UnknownNameError
-from slimcore.scores import PLUS_RULE, Means, Scores, Widths
+from slimcore.scores import PLUS_RULE, Means, Scores, Widths, checked_protection
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +23,7 @@ class Calibration:
     """What a method scores on."""
 
     ids: Tensor  # (N, T); empty for methods that need none
+    layers: range  # that may be cut: a method may leave out the others
     batch_size: int  # windows computed at once
     metric: str  # one of the method's, "" where it has none
     seed: int
@@ -32,10 +33,13 @@ class Calibration:
 class Inside:
     """What a width method finds inside one layer: low = cut first."""
 
-    kv_groups: Tensor  # (kv_groups,)
-    channels: Tensor  # (channels,)
+    kv_groups: Tensor | None  # (kv_groups,); None: not scored
+    channels: Tensor | None  # (channels,)
     o_means: Tensor | None = None  # mean inputs of the output projections, where biases make up for what goes
     down_means: Tensor | None = None
+
+
+UNSCORED = Inside(None, None)
 
 
 @dataclass(frozen=True)
@@ -114,15 +118,17 @@ def score(
     *,
     method: str,
     metric: str | None = None,
+    protect: tuple[int, int] | None = None,
     batch_size: int | None = None,
     seed: int = 0,
 ) -> Scores:
     """Score every layer of `model`, or every KV group and channel: low = cut first.
 
     `tokens`: calibration windows (N, T), for the methods that need them. `metric`: one of the method's (None: its
-    default). `batch_size`: windows computed at once (None: the method's). `seed`: of the metric `random`.
+    default). `protect`: so many first and last layers will not be cut (None: the method's own), and gradients are not
+    taken for them. `batch_size`: windows computed at once (None: the method's). `seed`: of the metric `random`.
     Weights, gradients and training mode of the model are left as they were.
-    Raises UnknownNameError, UnsupportedModelError, TextError.
+    Raises UnknownNameError, UnsupportedModelError, TextError, BudgetError.
     """
     import torch
 
@@ -134,12 +140,14 @@ def score(
     view = decoder(model)
     check_weights(model)
     layer_shapes(view)  # refused before the work
+    rule = checked_protection(chosen.protect if protect is None else protect)
     needed = chosen.needs_tokens(metric)
     if needed and tokens is None:
         raise TextError(f"{method} scores on calibration tokens: pass tokens (see calibration_tokens)")
     ids = as_ids(tokens, view.vocabulary) if needed and tokens is not None else None
     on = Calibration(
         torch.empty(0, 0, dtype=torch.long) if ids is None else ids,
+        range(rule[0], max(rule[0], len(view.layers) - rule[1])),
         batch_size or chosen.batch_size,
         measure,
         seed,
@@ -155,7 +163,7 @@ def score(
     provenance |= {"metric_seed": seed} if measure == "random" else {}
     if ids is not None:
         provenance |= (tokens if isinstance(tokens, Tokens) else Tokens(ids)).describe()
-    return _scores(model, chosen, found, provenance)
+    return _scores(model, chosen, found, provenance, protect=rule)
 
 
 def unscored(model: PreTrainedModel, *, method: str) -> Scores:
@@ -187,6 +195,8 @@ def _scores(
     method: Method,
     found: list[float] | list[Inside],
     provenance: dict[str, object],
+    *,
+    protect: tuple[int, int] | None = None,
     allocation: str | None = None,
 ) -> Scores:
     from slimcore.structure import decoder, layer_shapes
@@ -205,13 +215,15 @@ def _scores(
             if one.o_means is not None and one.down_means is not None
         ),
         bytes_per_parameter=weight.element_size(),
-        protect=method.protect,
+        protect=method.protect if protect is None else protect,
         allocation=allocation or method.allocation,
         provenance=provenance,
     )
 
 
-def _numbers(values: Tensor) -> tuple[float, ...]:
+def _numbers(values: Tensor | None) -> tuple[float, ...]:
     """As float32 holds them, in the fewest digits that give it back: plans are text."""
+    if values is None:
+        return ()
     numbers: Iterable[float] = values.detach().float().cpu().tolist()
     return tuple(float(f"{number:.9g}") for number in numbers)

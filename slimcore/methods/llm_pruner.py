@@ -13,24 +13,24 @@ import torch
 from torch import Tensor, nn
 
 from slimcore import gradients
-from slimcore.methods import Calibration, Inside, magnitude
+from slimcore.methods import UNSCORED, Calibration, Inside, magnitude
 from slimcore.structure import PROJECTIONS, Decoder, layer_shape, owned_sums, projection, sums_inside
 
 
 def score(view: Decoder, on: Calibration) -> list[Inside]:
     """Importance of each KV group and channel."""
-    if on.metric in magnitude.SALIENCE:
+    if on.metric in magnitude.NORMS:
         return magnitude.score(view, on)
     if on.metric == "random":
         return _random(view, on.seed)
     found: dict[int, Inside] = {}
     second = on.metric in ("param_second", "param_mix")
     for index, weights in gradients.of_each_layer(
-        view, on.ids, on.batch_size, _weights, "llm-pruner", squares=second
+        view, on.ids, on.batch_size, _weights, "llm-pruner", wanted=on.layers, squares=second
     ):
         members = {name: _members(name, weight, gradient, on.metric) for name, (weight, gradient) in weights.items()}
         found[index] = Inside(*sums_inside(layer_shape(view.layers[index]), members))
-    return [found[index] for index in range(len(view.layers))]
+    return [found.get(index, UNSCORED) for index in range(len(view.layers))]
 
 
 def _weights(layer: nn.Module) -> dict[str, Tensor]:
@@ -43,10 +43,10 @@ def _members(name: str, weight: Tensor, gradient: gradients.Gradient, metric: st
     if metric == "vectorize":
         return owned_sums(name, first).abs()
     if metric == "param_first":
-        return owned_sums(name, first.abs())
+        return owned_sums(name, first, absolute=True)
     assert gradient.squares is not None
     second = weight.square() * gradient.squares
-    return owned_sums(name, second.abs() if metric == "param_second" else (first - second / 2).abs())
+    return owned_sums(name, second if metric == "param_second" else first - second / 2, absolute=True)
 
 
 def _random(view: Decoder, seed: int) -> list[Inside]:

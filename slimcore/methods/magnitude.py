@@ -11,14 +11,18 @@ import torch
 from slimcore.methods import Calibration, Inside
 from slimcore.structure import PROJECTIONS, Decoder, layer_shape, owned_sums, projection, sums_inside
 
-SALIENCE = {"l1": torch.abs, "l2": torch.square}
+NORMS = ("l1", "l2")
 
 
 @torch.no_grad()
 def score(view: Decoder, on: Calibration) -> list[Inside]:
     """Sum of |weight|, or of its square, over each structure; uses no tokens."""
-    salience, found = SALIENCE[on.metric], []
+    found = []
     for layer in view.layers:
-        members = {n: owned_sums(n, salience(projection(layer, n).weight.float())) for n in PROJECTIONS}
+        weights = {name: projection(layer, name).weight.float() for name in PROJECTIONS}
+        members = {
+            name: owned_sums(name, weight if on.metric == "l1" else weight.square(), absolute=True)
+            for name, weight in weights.items()
+        }
         found.append(Inside(*sums_inside(layer_shape(layer), members)))
     return found
