@@ -38,7 +38,7 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read the short form: `0.27` is a ratio, `0.35local` a local ratio, `9L` layers, `4.9B` parameters, `9.8GB`."""
+        """Read the short form: `0.27` a ratio, `0.35local` a local one, `9L` layers, `4.9B` parameters, `9.8GB`."""
         match = _SHORT.fullmatch(text)
         if not match:
             raise BudgetError(

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from slimcore.budget import Budget
 from slimcore.errors import BudgetError, CheckpointError, PlanError, SlimcoreError
 from slimcore.methods import METHODS, method_named
-from slimcore.budget import Budget
 from slimcore.plan import Plan
 from slimcore.scores import ALLOCATIONS, Scores
 from slimcore.selection import select
@@ -41,7 +41,9 @@ Bytes = Annotated[str | None, typer.Option(help="Weight bytes to leave, as 200MB
 Layers = Annotated[int | None, typer.Option(help="Layers to remove (depth methods).")]
 LocalRatio = Annotated[float | None, typer.Option(help="Share to remove of each layer that is cut (width methods).")]
 MultipleOf = Annotated[int, typer.Option(help="Keep widths that are multiples of this (width methods).")]
-Allocation = Annotated[str | None, typer.Option(help=f"Of the budget, one of: {', '.join(ALLOCATIONS)} (width methods).")]
+Allocation = Annotated[
+    str | None, typer.Option(help=f"Of the budget, one of: {', '.join(ALLOCATIONS)} (width methods).")
+]
 Protect = Annotated[
     str | None, typer.Option(help="First and last layers that are never cut, as 4,2; default: the method's.")
 ]
@@ -70,7 +72,9 @@ def prune(
     protect: Protect = None,
     metric: Metric = None,
     allocation: Allocation = None,
-    plan: Annotated[Path | None, typer.Option(help="Replay this plan; with a budget, the method goes on after it.")] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="Replay this plan; with a budget, the method goes on after it.")
+    ] = None,
     text: TextSource = None,
     samples: Samples = None,
     length: Length = None,

@@ -50,7 +50,9 @@ def of_each_layer(
         entry, hidden = _inputs_of_each_layer(view, batch, wanted.start, what)
         inputs.append(hidden)
         arguments.append(entry.arguments)
-        upstream.append(layerwise.summed_nll_gradient(view, hidden.pop(), batch).div_(ids.shape[0] * (ids.shape[1] - 1)))
+        upstream.append(
+            layerwise.summed_nll_gradient(view, hidden.pop(), batch).div_(ids.shape[0] * (ids.shape[1] - 1))
+        )
     backward = range(len(view.layers) - 1, wanted.start - 1, -1)
     for index in progress(backward, f"{what}, gradients", total=len(backward)):
         layer = view.layers[index]
@@ -76,9 +78,7 @@ def of_each_layer(
 
 
 @torch.no_grad()
-def _inputs_of_each_layer(
-    view: Decoder, ids: Tensor, first: int, what: str
-) -> tuple[layerwise.Entry, list[Tensor]]:
+def _inputs_of_each_layer(view: Decoder, ids: Tensor, first: int, what: str) -> tuple[layerwise.Entry, list[Tensor]]:
     """Hidden states (N, T, H) before each layer from the `first` on, and after the last."""
     entry = layerwise.enter(view, ids, torch.float32)
     hidden = [entry.hidden]

@@ -58,7 +58,7 @@ def _validate_architecture(config):
 def _model_class(name, stock):
     """`stock`, a class for causal language models, that builds each layer as its config says."""
 
-    def __init__(self, config):
+    def build(self, config):
         widths = config.to_dict().get("per_layer_config")
         # The stock class builds layers of one width, and must see no other.
         config.per_layer_config = None
@@ -71,7 +71,7 @@ def _model_class(name, stock):
 
     config_class = __getattr__(PREFIX + stock.config_class.__name__)
     doc = f"{stock.__name__} for layers that differ in width."
-    namespace = {"__module__": __name__, "__doc__": doc, "__init__": __init__, "config_class": config_class}
+    namespace = {"__module__": __name__, "__doc__": doc, "__init__": build, "config_class": config_class}
     return type(name, (stock,), namespace)
 
 

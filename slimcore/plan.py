@@ -83,7 +83,7 @@ class Plan:
     @property
     def removed(self) -> tuple[int, ...]:
         """Removed layer indices, ascending."""
-        return tuple(sorted(set(range(self.num_layers)) - set(self.keep)))
+        return tuple(others(self.keep, self.num_layers))
 
     @property
     def parameters(self) -> int:
@@ -187,7 +187,10 @@ class Plan:
         ]
         if self.removed:
             strip = "".join("#" if i in self.keep else "." for i in range(self.num_layers))
-            lines += [f"  layers      [{strip}]  # kept, . removed", f"  removed     {', '.join(map(str, self.removed))}"]
+            lines += [
+                f"  layers      [{strip}]  # kept, . removed",
+                f"  removed     {', '.join(map(str, self.removed))}",
+            ]
         return "\n".join(lines + (self._picture_inside() if self.width else []))
 
     def _picture_inside(self) -> list[str]:
@@ -218,8 +221,8 @@ class Plan:
         """Everything that goes, as (kind, layer, index)."""
         gone = {("layer", i, i) for i in self.removed}
         for i, width in self.width.items():
-            gone |= {("kv_group", i, j) for j in range(self.shapes[i].kv_groups) if j not in set(width.kv_groups)}
-            gone |= {("channel", i, j) for j in set(range(self.shapes[i].channels)) - set(width.channels)}
+            gone |= {("kv_group", i, j) for j in others(width.kv_groups, self.shapes[i].kv_groups)}
+            gone |= {("channel", i, j) for j in others(width.channels, self.shapes[i].channels)}
         return gone
 
     def _size(self, kind: str, layer: int) -> int:
@@ -238,43 +241,41 @@ def _check_indices(what: str, kept: tuple[int, ...], count: int) -> None:
         raise PlanError(f"{what} must be ascending indices within 0..{count - 1}, one at least (got {indices[:20]})")
 
 
+def owned(structures: Iterable[int], each: int) -> list[int]:
+    """Indices of the rows, or columns, that `structures` own, `each` apiece."""
+    return [structure * each + i for structure in structures for i in range(each)]
+
+
+def others(kept: Iterable[int], count: int) -> list[int]:
+    """Indices below `count` that are not in `kept`, ascending."""
+    return sorted(set(range(count)) - set(kept))
+
+
 def _composed(first: Width, second: Width, before: LayerShape, between: LayerShape) -> Width:
     """`second`, for what `first` leaves of `before`, in the numbering of `before`."""
-    groups = [range(j * before.group_inputs, (j + 1) * before.group_inputs) for j in range(before.kv_groups)]
-    inputs = [i for j in first.kv_groups for i in groups[j]]  # of o_proj, after `first`
+    each = before.group_inputs
+    inputs = owned(first.kv_groups, each)  # that `first` leaves of o_proj's
     return Width(
         kv_groups=tuple(first.kv_groups[j] for j in second.kv_groups),
         channels=tuple(first.channels[j] for j in second.channels),
         o_means=_composed_means(
-            (first.o_means, [i for j in range(before.kv_groups) if j not in first.kv_groups for i in groups[j]]),
-            (
-                second.o_means,
-                [
-                    inputs[i]
-                    for j in range(between.kv_groups)
-                    if j not in second.kv_groups
-                    for i in range(j * between.group_inputs, (j + 1) * between.group_inputs)
-                ],
-            ),
+            (first.o_means, owned(others(first.kv_groups, before.kv_groups), each)),
+            (second.o_means, [inputs[i] for i in owned(others(second.kv_groups, between.kv_groups), each)]),
         ),
         down_means=_composed_means(
-            (first.down_means, sorted(set(range(before.channels)) - set(first.channels))),
-            (
-                second.down_means,
-                [first.channels[j] for j in sorted(set(range(between.channels)) - set(second.channels))],
-            ),
+            (first.down_means, others(first.channels, before.channels)),
+            (second.down_means, [first.channels[j] for j in others(second.channels, between.channels)]),
         ),
     )
 
 
-def _composed_means(*parts: tuple[tuple[float, ...], Iterable[int]]) -> tuple[float, ...]:
-    """Means of all inputs that go, ascending; zero, which adds nothing, for those of a step without."""
-    if not any(means for means, _ in parts):
+def _composed_means(*steps: tuple[tuple[float, ...], list[int]]) -> tuple[float, ...]:
+    """Means of all inputs that go, ascending; zero, which adds nothing, for those of a step without means."""
+    if not any(means for means, _ in steps):
         return ()
     found: dict[int, float] = {}
-    for means, indices in parts:
-        for position, index in enumerate(indices):
-            found[index] = means[position] if means else 0.0
+    for means, indices in steps:
+        found |= zip(indices, means or [0.0] * len(indices), strict=True)
     return tuple(found[index] for index in sorted(found))
 
 

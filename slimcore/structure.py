@@ -161,11 +161,6 @@ def sums_inside(shape: LayerShape, members: Mapping[str, Tensor]) -> tuple[Tenso
     return torch.stack(groups).sum(0), torch.stack(channels).sum(0)
 
 
-def group_indices(kept: Sequence[int], size: int) -> list[int]:
-    """Rows, or columns, of the KV groups `kept`, `size` being those of one."""
-    return [group * size + i for group in kept for i in range(size)]
-
-
 def renumber_(model: PreTrainedModel) -> None:
     """Make every layer's index equal to its position: the KV cache is addressed by it."""
     for index, layer in enumerate(decoder(model).layers):
@@ -175,7 +170,7 @@ def renumber_(model: PreTrainedModel) -> None:
 
 
 def restore_buffers_(model: PreTrainedModel) -> None:
-    """Recompute what is not stored as a weight after `to_empty`: rotary frequencies, and Gemma's scale of embeddings."""
+    """Recompute what no weight stores, after `to_empty`: rotary frequencies, and Gemma's scale of embeddings."""
     view = decoder(model)
     rotary = cast(nn.Module, view.backbone.rotary_emb)
     with next(model.parameters()).device:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from slimcore.description import describe_
+from slimcore.description import check_describable, describe_
 from slimcore.errors import PlanError
-from slimcore.plan import Plan, Width
+from slimcore.plan import Plan, Width, others, owned
 from slimcore.scores import LayerShape
 from slimcore.structure import (
     CHANNEL_COLUMNS,
@@ -18,7 +19,6 @@ from slimcore.structure import (
     GROUP_ROWS,
     PER_LAYER_CONFIG,
     decoder,
-    group_indices,
     layer_shapes,
     projection,
     renumber_,
@@ -37,10 +37,13 @@ def prune_(model: Model, plan: Plan) -> Model:
     Where the plan has means of what goes, biases of the output projections make up for them. Layers are numbered anew
     and the config tells the truth about the result, so that cached decoding, saving and loading are those of an
     ordinary smaller model; the model's class changes where the stock one cannot hold the result. Raises PlanError,
-    before anything is cut, where the plan is another model's.
+    before anything is cut, where the plan is another model's, and UnsupportedModelError where the model is of a class
+    of its own, whose widths no config could tell.
     """
     view = decoder(model)
     _check(plan, layer_shapes(view), sum(p.numel() for p in model.parameters()))
+    if plan.width:
+        check_describable(model)
     for index, width in plan.width.items():
         _cut_inside_(view.layers[index], plan.shapes[index], width)
     if plan.removed:
@@ -78,20 +81,19 @@ def _cut_inside_(layer: nn.Module, shape: LayerShape, width: Width) -> None:
             continue
         for name in rows:
             linear = projection(layer, name)
-            keep = _indices(kept, linear.out_features // size, linear)
+            keep = _owned(kept, linear.out_features // size, linear)
             _set_(linear, linear.weight[keep], None if linear.bias is None else linear.bias[keep])
         linear = projection(layer, columns)
         each = linear.in_features // size
-        gone = sorted(set(range(size)) - set(kept))
         bias = linear.bias
         if means:
-            lost = linear.weight[:, _indices(gone, each, linear)].float()
-            bias = lost @ torch.tensor(means, device=linear.weight.device) + (0 if bias is None else bias.float())
-        _set_(linear, linear.weight[:, _indices(kept, each, linear)], bias)
+            lost = linear.weight[:, _owned(others(kept, size), each, linear)].float()
+            bias = lost @ torch.tensor(means, device=lost.device) + (0 if bias is None else bias.float())
+        _set_(linear, linear.weight[:, _owned(kept, each, linear)], bias)
 
 
-def _indices(kept: tuple[int, ...] | list[int], each: int, linear: nn.Linear) -> Tensor:
-    return torch.tensor(group_indices(kept, each), device=linear.weight.device)
+def _owned(structures: Iterable[int], each: int, linear: nn.Linear) -> Tensor:
+    return torch.tensor(owned(structures, each), device=linear.weight.device)
 
 
 def _set_(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:

@@ -1,8 +1,10 @@
 """Tiny models, and plain references to hold slimcore against."""
 
+import os
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
 from hypothesis import strategies as st
@@ -10,7 +12,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import CONFIG_MAPPING, PreTrainedTokenizerFast
 
 import slimcore
-
 from slimcore.models import random_model
 from slimcore.plan import Width
 
@@ -135,6 +136,32 @@ def skipped_logits(model, tokens, kept):
 def mean_nll(logits, tokens):
     """Pooled mean next-token NLL, in float64."""
     return torch.nn.functional.cross_entropy(logits[:, :-1].double().flatten(0, 1), tokens[:, 1:].flatten())
+
+
+LOAD = """
+import sys, torch
+{first}
+from transformers import AutoModelForCausalLM
+model, info = AutoModelForCausalLM.from_pretrained(sys.argv[1], output_loading_info=True{options})
+assert not any(info.values()), info
+torch.save(model(torch.load(sys.argv[2])).logits, sys.argv[3])
+output = model.generate(torch.load(sys.argv[2]), do_sample=False, max_new_tokens=3, pad_token_id=0)
+assert {slimcore} == ("slimcore" in sys.modules)
+"""
+
+
+def in_a_fresh_process(folder, place, *, trust=False, slim=False):
+    """Logits that transformers computes from `folder` in a process of its own; CalledProcessError where it fails."""
+    code = LOAD.format(
+        first="import slimcore" if slim else "", options=", trust_remote_code=True" if trust else "", slimcore=slim
+    )
+    torch.save(ids(), place / "ids")
+    command = [sys.executable, "-c", code, folder, place / "ids", place / "logits"]
+    # Away from the checkout, and with its own place for the code that comes with a checkpoint.
+    environment = os.environ | {"HF_MODULES_CACHE": str(place / "modules")}
+    cwd = Path(slimcore.__file__).parent.parent if slim else place
+    subprocess.run(command, check=True, cwd=cwd, env=environment, capture_output=True, text=True, input="n\n")
+    return torch.load(place / "logits")
 
 
 def byte_tokenizer():

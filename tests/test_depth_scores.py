@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import slimcore
-from tests.helpers import ids, mean_nll, models_drawn, skipped_logits, tiny
+from tests.helpers import ids, mean_nll, models_drawn, skipped_logits
 
 SCORED = (
     *(f"self_attn.{p}_proj" for p in "qkvo"),

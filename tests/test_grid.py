@@ -13,8 +13,8 @@ GRIDS = Path(__file__).parent.parent / "perf" / "grids.toml"
 def test_the_default_grid_is_small_and_its_ids_read():
     """The cells of the CPU, dense before pruned, small batches first."""
     ids = [cell.id for cell in load_grids(GRIDS)["cpu"].cells()]
-    assert ids[0] == "smollm2-135m/dense/i12-o16/m1/eager-fp32"
-    assert ids[-1] == "smollm2-135m/flap:106.2M/i82-o16/m8/eager-fp32"
+    assert ids[0] == "smollm2-135m/dense/i12-o8/m1/eager-fp32"
+    assert ids[-1] == "smollm2-135m/flap:106.2M/i82-o8/m8/eager-fp32"
     assert len(set(ids)) == len(ids) == 16
 
 
@@ -48,7 +48,9 @@ def test_narrowing_replaces_axes():
 def test_unknown_names_are_answered_with_the_nearest():
     """Grids and methods alike; a method without a budget asks for one."""
     grids = load_grids(GRIDS)
-    with pytest.raises(UnknownNameError, match=r"unknown grid 'gpuu'; did you mean 'gpu'\? .known: cpu, cpu-aligned, gpu"):
+    with pytest.raises(
+        UnknownNameError, match=r"unknown grid 'gpuu'; did you mean 'gpu'\? .known: cpu, cpu-aligned, gpu"
+    ):
         grid_named(grids, "gpuu")
     with pytest.raises(UnknownNameError, match="did you mean 'depth-taylor'"):
         grids["cpu"].narrow(methods=["depth-tailor:0.2"])

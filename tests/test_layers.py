@@ -12,9 +12,9 @@ import slimcore
 PACKAGE = Path(slimcore.__file__).parent
 # Each file may import only from those before it.
 ORDER = [
-    "errors", "files", "budget", "scores", "plan", "selection", "modeling_slimcore", "structure", "registration", "cost",
-    "progress", "layerwise", "moments", "gradients", "text", "calibration", "methods", "description", "surgery",
-    "checkpoint", "quality", "models", "bench", "cli",
+    "errors", "files", "budget", "scores", "plan", "widths", "selection", "modeling_slimcore", "structure",
+    "registration", "cost", "progress", "layerwise", "moments", "gradients", "text", "calibration", "methods",
+    "description", "surgery", "checkpoint", "quality", "models", "bench", "cli",
 ]  # fmt: skip
 BENCH_ORDER = [
     "statistics", "gate", "cell", "engines", "environment", "measure", "subject", "results", "baseline", "figures",

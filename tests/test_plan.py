@@ -12,6 +12,7 @@ from slimcore.plan import Plan
 from slimcore.scores import LayerShape, Scores
 from slimcore.selection import select
 
+
 def layer(parameters):
     """A layer of which only the size matters."""
     return LayerShape(parameters, 8, 4, 4, 2, 1, 3, 1, o_bias=False, down_bias=False)

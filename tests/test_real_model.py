@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import slimcore
-from tests.helpers import mean_nll, skipped_logits
+from tests.helpers import ids, in_a_fresh_process, masked_logits, mean_nll, skipped_logits
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +52,50 @@ def test_ppl_scores_equal_the_plain_loop_on_real_weights(smollm2):
         kept = set(range(30)) - {gap}
         plain.append(float(mean_nll(skipped_logits(model, tokens.ids, kept), tokens.ids)))
     assert [math.log(v) for v in scores.values] == pytest.approx(plain, rel=1e-5)
+
+
+def test_grouped_queries_of_nine_heads_are_scored_and_cut(smollm2):
+    """Three KV groups of three heads each: what the published code for this method cannot do."""
+    model, tokenizer = smollm2
+    tokens = slimcore.calibration_tokens(tokenizer, samples=2, length=32)
+    scores = slimcore.score(model, tokens, method="llm-pruner")
+    plan = slimcore.select(scores, ratio=0.2)
+    assert "no KV group goes, one being 33%" in str(plan)
+    plan = slimcore.select(scores, ratio=0.27)
+    assert {len(w.kv_groups) for w in plan.width.values()} == {2}
+    assert plan.ratio == pytest.approx(0.27, abs=0.002)
+
+
+@settings(max_examples=6)
+@given(
+    method=st.sampled_from(["llm-pruner", "flap", "wanda-sp", "magnitude"]),
+    ratio=st.floats(0.02, 0.4),
+    multiple_of=st.sampled_from([1, 64]),
+)
+def test_any_cut_of_it_equals_it_masked(smollm2, method, ratio, multiple_of):
+    """Real weights and activations: the pruned model's logits are the masked dense model's, FLAP's biases included."""
+    model, tokenizer = smollm2
+    tokens = slimcore.calibration_tokens(tokenizer, samples=2, length=32)
+    plan = slimcore.select(slimcore.score(model, tokens, method=method), ratio=ratio, multiple_of=multiple_of)
+    expected = masked_logits(model, tokens.ids, plan)
+    pruned, _ = slimcore.load("smollm2-135m")
+    slimcore.prune_(pruned, plan)
+    with torch.no_grad():
+        logits = pruned(tokens.ids).logits
+    assert (logits - expected).abs().max() < 1e-4 * expected.abs().max()
+    assert slimcore.footprint(pruned).parameters == plan.parameters
+
+
+def test_its_checkpoint_needs_transformers_alone(smollm2, tmp_path):
+    """FLAP at 20 %: a fresh process without slimcore reproduces the logits with the code beside the weights."""
+    model, tokenizer = smollm2
+    tokens = slimcore.calibration_tokens(tokenizer, samples=3, length=12)
+    plan = slimcore.select(slimcore.score(model, tokens, method="flap"), ratio=0.2)
+    pruned, _ = slimcore.load("smollm2-135m")
+    slimcore.prune_(pruned, plan)
+    folder = slimcore.save(pruned, tmp_path / "slim", plan=plan, tokenizer=tokenizer)
+    with torch.no_grad():
+        assert torch.equal(in_a_fresh_process(folder, tmp_path, trust=True), pruned(ids()).logits)
 
 
 def test_bfloat16_finds_the_same_lowest_layers(smollm2):

@@ -70,7 +70,10 @@ def test_the_achieved_figure_is_within_one_structure_of_the_asked(scores, ratio,
     assert abs(plan.ratio - ratio) * total <= one
     assert all(groups >= 1 and channels >= 1 for groups, channels in counts(plan))
     left = scores.total_parameters - ratio * total
-    for other in (select(scores, params=int(left), allocation=allocation), select(scores, bytes=int(4 * left), allocation=allocation)):
+    for other in (
+        select(scores, params=int(left), allocation=allocation),
+        select(scores, bytes=int(4 * left), allocation=allocation),
+    ):
         assert abs(other.parameters - left) <= one
 
 
@@ -198,11 +201,12 @@ def test_a_share_too_small_for_a_kv_group_is_met_with_channels_and_says_so():
         ({"bytes": 4 * 10**6 + 4}, BudgetError, r"bytes=4,000,004 is more than the model has \(4,000,000\)"),
         ({"local_ratio": 0.995}, BudgetError, "local_ratio=0.995 would leave no KV group in layer 1"),
         ({"layers": 2}, BudgetError, "llm-pruner cuts inside layers: give ratio"),
-        ({"ratio": 0.2, "multiple_of": 128}, BudgetError, "multiple_of=128 cannot be met: layer 1 has 4 KV heads of 16"),
+        ({"ratio": 0.2, "multiple_of": 128}, BudgetError, "of=128 cannot be met: layer 1 has 4 KV heads of 16"),
         ({"ratio": 0.2, "multiple_of": 0}, BudgetError, "multiple_of must be 1 or more"),
         ({"ratio": 0.01, "multiple_of": 64}, BudgetError, "multiple_of=64 alone removes 27,648 parameters"),
         ({"ratio": 0.2, "allocation": "AL-UM"}, UnknownNameError, "unknown allocation 'AL-UM'; did you mean"),
         ({"ratio": 0.2, "allocation": "UL-MM", "attention_ratio": 2}, BudgetError, "attention_ratio must lie between"),
+        ({"ratio": 0.2, "attention_ratio": 0.2}, BudgetError, r"attention_ratio is for allocation .* \(got UL-UM\)"),
         ({"ratio": 0.2, "protect": (3, 3)}, BudgetError, "at most 0 may go"),
     ],
 )  # fmt: skip
@@ -213,7 +217,9 @@ def test_what_cannot_be_met_is_refused_in_one_line(options, error, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("options", [{"local_ratio": 0.2}, {"ratio": 0.2, "multiple_of": 64}])
+@pytest.mark.parametrize(
+    "options", [{"local_ratio": 0.2}, {"ratio": 0.2, "multiple_of": 64}, {"ratio": 0.2, "allocation": "AL-AM"}]
+)
 def test_whole_layers_have_no_widths(options):
     """What is for widths is refused for depth by its name."""
     depth = Scores("depth-ppl", SIX.shapes, 10**6, (0.0,) * 6)

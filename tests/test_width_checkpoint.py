@@ -1,7 +1,6 @@
 """Checkpoints whose layers differ in width: fresh processes with and without slimcore, stock classes, LoRA, devices."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -16,32 +15,7 @@ from slimcore.checkpoint import PLAN_FILE
 from slimcore.errors import CheckpointError, UnsupportedModelError
 from slimcore.models import load_meta
 from slimcore.structure import FAMILIES
-from tests.helpers import ids, models_drawn, tiny, width_plans
-
-LOAD = """
-import sys, torch
-{first}
-from transformers import AutoModelForCausalLM
-model, info = AutoModelForCausalLM.from_pretrained(sys.argv[1], output_loading_info=True{options})
-assert not any(info.values()), info
-torch.save(model(torch.load(sys.argv[2])).logits, sys.argv[3])
-output = model.generate(torch.load(sys.argv[2]), do_sample=False, max_new_tokens=3, pad_token_id=0)
-assert {slimcore} == ("slimcore" in sys.modules)
-"""
-
-
-def in_a_fresh_process(folder, place, *, trust=False, slim=False):
-    """Logits that transformers computes from `folder` in a process of its own; CalledProcessError where it fails."""
-    code = LOAD.format(
-        first="import slimcore" if slim else "", options=", trust_remote_code=True" if trust else "", slimcore=slim
-    )
-    torch.save(ids(), place / "ids")
-    command = [sys.executable, "-c", code, folder, place / "ids", place / "logits"]
-    # Away from the checkout, and with its own place for the code that comes with a checkpoint.
-    environment = os.environ | {"HF_MODULES_CACHE": str(place / "modules")}
-    cwd = os.path.dirname(os.path.dirname(slimcore.__file__)) if slim else place  # noqa: PTH120
-    subprocess.run(command, check=True, cwd=cwd, env=environment, capture_output=True, text=True, input="n\n")
-    return torch.load(place / "logits")
+from tests.helpers import ids, in_a_fresh_process, models_drawn, tiny, width_plans
 
 
 def pruned(method="flap", *, ratio=0.3, protect=None, **kwargs):

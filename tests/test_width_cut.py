@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import slimcore
-from slimcore.errors import BudgetError, PlanError
+from slimcore.errors import BudgetError, PlanError, UnsupportedModelError
 from slimcore.methods import METHODS
 from slimcore.structure import FAMILIES
 from tests.helpers import ids, masked_logits, models_drawn, tiny, width_plans
@@ -136,6 +136,20 @@ def test_a_plan_of_another_model_is_refused_before_anything_is_cut(change, messa
     assert slimcore.footprint(other) == before
 
 
+def test_a_class_of_ones_own_keeps_its_class():
+    """Whole layers may go; a cut inside them, which its config could not tell, is refused before it is made."""
+    model = tiny()
+    own = type("MyLlama", (type(model),), {})
+    model.__class__ = own
+    slimcore.prune_(model, slimcore.select(slimcore.unscored(model, method="depth-ppl"), layers=1, protect=(0, 0)))
+    assert type(model) is own
+    plan = slimcore.select(slimcore.unscored(model, method="flap"), ratio=0.2)
+    before = slimcore.footprint(model)
+    with pytest.raises(UnsupportedModelError, match="MyLlama is not transformers' LlamaForCausalLM"):
+        slimcore.prune_(model, plan)
+    assert slimcore.footprint(model) == before
+
+
 def test_equal_counts_are_not_taken_for_the_same_model():
     """A layer that lost channels where another plan's lost some elsewhere: same parameters, another shape."""
     model = tiny()
@@ -210,7 +224,5 @@ def test_a_bias_makes_up_for_the_mean():
     bare = replace(plan, width={i: replace(w, o_means=(), down_means=()) for i, w in plan.width.items()})
     with torch.no_grad():
         expected = dense(tokens).logits
-        errors = [
-            (slimcore.prune_(tiny(layers=4), p)(tokens).logits - expected).norm() for p in (plan, bare)
-        ]
+        errors = [(slimcore.prune_(tiny(layers=4), p)(tokens).logits - expected).norm() for p in (plan, bare)]
     assert errors[0] < errors[1]

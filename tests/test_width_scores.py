@@ -62,13 +62,17 @@ SALIENCE = {
 
 
 @pytest.mark.parametrize("name", SALIENCE)
-@given(model=models_drawn(families=("llama", "qwen3", "gemma")), windows=st.integers(1, 4), batch_size=st.integers(1, 5))
+@given(
+    model=models_drawn(families=("llama", "qwen3", "gemma")), windows=st.integers(1, 4), batch_size=st.integers(1, 5)
+)
 def test_llm_pruner_equals_backward_passes_and_loops_over_heads(name, model, windows, batch_size):
     """Layer by layer and batch by batch, each structure's score is the sum over its own weights."""
     tokens = ids(windows, 9)
     first = plain_gradients(model, tokens)
     each = [plain_gradients(model, tokens[i : i + 1]) for i in range(windows)]
-    widths = slimcore.score(model, tokens, method="llm-pruner", metric=name, batch_size=batch_size, protect=(0, 0)).widths
+    widths = slimcore.score(
+        model, tokens, method="llm-pruner", metric=name, batch_size=batch_size, protect=(0, 0)
+    ).widths
     for index, layer in enumerate(model.model.layers):
         saliences = {
             n: SALIENCE[name](w.detach(), first[index][n], torch.stack([e[index][n] ** 2 for e in each]).mean(0))
@@ -91,7 +95,9 @@ def test_protected_layers_need_no_gradients(model, first, last):
         with pytest.raises(BudgetError, match="was not scored: score with the same protect="):
             slimcore.select(some, ratio=0.1, protect=(0, 0))
     if free:
-        assert slimcore.select(some, ratio=0.05).width == slimcore.select(every, ratio=0.05, protect=(first, last)).width
+        assert (
+            slimcore.select(some, ratio=0.05).width == slimcore.select(every, ratio=0.05, protect=(first, last)).width
+        )
 
 
 @pytest.mark.parametrize("metric", ["l1", "l2"])
@@ -119,11 +125,14 @@ def test_a_kv_group_counts_its_own_query_heads(heads, data):
 
 
 def test_the_second_order_does_not_vanish_in_half_precision():
-    """In fp16, where squared gradients are below the smallest number, `param_second` is its own, finite, and ordered."""
+    """In fp16, where squared gradients are below the smallest number, `param_second` is its own, and right."""
     model, full = tiny(dtype=torch.float16), tiny(dtype=torch.float16).float()
     for layer in (*model.model.layers, *full.model.layers):
         layer.mlp.down_proj.weight.data /= 64  # gradients of about 1e-6: squared, far below fp16's 6e-8
-    scores = {m: slimcore.score(model, ids(), method="llm-pruner", metric=m, protect=(0, 0)) for m in ("param_first", "param_second")}
+    scores = {
+        m: slimcore.score(model, ids(), method="llm-pruner", metric=m, protect=(0, 0))
+        for m in ("param_first", "param_second")
+    }
     first, second = (scores[m].widths[3].channels for m in ("param_first", "param_second"))
     assert all(v > 0 for v in second)
     assert sorted(range(40), key=first.__getitem__) != sorted(range(40), key=second.__getitem__)
@@ -172,7 +181,9 @@ METRIC = {
 
 
 @pytest.mark.parametrize("name", METRIC)
-@given(model=models_drawn(families=("llama", "qwen2", "gemma")), windows=st.integers(1, 5), batch_size=st.integers(1, 3))
+@given(
+    model=models_drawn(families=("llama", "qwen2", "gemma")), windows=st.integers(1, 5), batch_size=st.integers(1, 3)
+)
 def test_flap_equals_one_run_of_the_unpruned_model(name, model, windows, batch_size):
     """Standardised metrics, attention's squared and averaged over a group's inputs; and the mean inputs."""
     tokens = ids(windows, 9)

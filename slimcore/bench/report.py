@@ -135,8 +135,8 @@ def _model_sections(cells: Mapping[str, Record], verdicts: Mapping[str, Judgemen
         f"## {model}\n\n"
         + _table([_row(c, cells, verdicts[i]) for i, c in cells.items() if c["model"] == model])
         + "\n\nLatency: median of one whole generate, with its 95 % interval (the whole range below six repeats)."
-        " TTFT: time to the first token. TPOT: time for each token after it. vs dense: how many times faster; ~ where the"
-        " intervals of both overlap."
+        " TTFT: time to the first token. TPOT: time for each token after it. vs dense: how many times faster; ~ where"
+        " the intervals of both overlap."
         for model in models
     ]
 
@@ -227,6 +227,17 @@ def _table(rows: list[dict[str, str]]) -> str:
     if not rows:
         return "Nothing yet."
     frame = pd.DataFrame(rows).fillna("")
-    right = {"tokens/s", "TTFT (ms)", "TPOT (ms)", "vs dense", "layers", "KV groups", "channels", "parameters", "perplexity", "peak memory"}
+    right = {
+        "tokens/s",
+        "TTFT (ms)",
+        "TPOT (ms)",
+        "vs dense",
+        "layers",
+        "KV groups",
+        "channels",
+        "parameters",
+        "perplexity",
+        "peak memory",
+    }
     align = ["right" if name in right else "left" for name in frame.columns]
     return str(frame.to_markdown(index=False, disable_numparse=True, colalign=align))
