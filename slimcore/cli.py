@@ -85,6 +85,7 @@ def prune(
 ) -> None:
     """Score a model's structures, cut the least important ones, and save what is left."""
     from slimcore.checkpoint import check_writable, save
+    from slimcore.methods import unscored
     from slimcore.surgery import prune_
 
     check_writable(out, overwrite=force)
@@ -101,8 +102,10 @@ def prune(
         prune_(network, first)
     chosen = first
     if goes_on:
+        options: dict[str, Any] = budget | {"multiple_of": multiple_of, "allocation": allocation, "protect": rule}
+        select(unscored(network, method=method), **options)  # what cannot be met is refused before the long work
         scores = _score(network, tokenizer, model, method, metric, rule, text, samples, length, seed)
-        second = select(scores, **budget, multiple_of=multiple_of, allocation=allocation)
+        second = select(scores, **options)
         typer.echo(str(second))
         prune_(network, second)
         chosen = second if first is None else first.then(second)
@@ -147,7 +150,7 @@ def score(
 def evaluate(
     model: ModelName,
     text: TextSource = None,
-    length: Length = 128,
+    length: Annotated[int, typer.Option(help="Tokens a window.")] = 128,
     limit: Annotated[int | None, typer.Option(help="Tokens to measure on, from the front; default: all.")] = None,
     bos: Annotated[bool, typer.Option("--bos", help="Start each window with BOS.")] = False,  # noqa: FBT002
     dtype: Dtype = None,
@@ -270,7 +273,7 @@ def _budget(
         "layers": layers,
         "local_ratio": local_ratio,
     }
-    budget = {name: value for name, value in given.items() if value is not None}
+    budget: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if budget:
         Budget(**budget)
     return budget

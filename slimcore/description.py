@@ -67,7 +67,7 @@ def _classes(config: PretrainedConfig) -> tuple[Any, Any]:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    stock = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[family_of(config)]]
+    stock: Any = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[family_of(config)]]
     return stock, getattr(slim, slim.PREFIX + stock.__name__)
 
 

@@ -132,9 +132,9 @@ class Plan:
         )
         return f"parameters cut by both {both:,}; by {self.method} alone {first:,}; by {other.method} alone {second:,}"
 
-    def without_scores(self) -> Plan:
-        """The same cut, in less space."""
-        return replace(self, scores=(), width_scores=())
+    def without_width_scores(self) -> Plan:
+        """The same cut in a fraction of the space."""
+        return replace(self, width_scores=())
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as JSON types, with what it achieves."""
@@ -206,7 +206,7 @@ class Plan:
         lines.append("              # all of a layer kept, 9 nine tenths, 8 eight tenths, ...")
         if not groups_go:
             most = max(self.shapes[i].kv_groups for i in self.keep)
-            lines.append(f"  no KV group goes, one being {1 / most:.0%} of a layer's: the budget is met with channels")
+            lines.append(f"  no KV group goes (one is {1 / most:.0%} of a layer's): the budget is met with channels")
         if any(w.o_means or w.down_means for w in self.width.values()):
             lines.append("  biases on the output projections make up for the mean of what goes")
         if self.multiple_of > 1:

@@ -24,13 +24,13 @@ def register_with_transformers() -> None:
 
 
 def _register(models: ModuleType) -> None:
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES, AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING, AutoConfig
 
     from slimcore import modeling_slimcore as slim
     from slimcore.structure import FAMILIES
 
     for family in FAMILIES:
-        config = getattr(slim, slim.PREFIX + CONFIG_MAPPING_NAMES[family])
+        config = getattr(slim, slim.PREFIX + CONFIG_MAPPING[family].__name__)
         model = getattr(slim, slim.PREFIX + models.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family])
         AutoConfig.register(config.model_type, config, exist_ok=True)
         models.AutoModelForCausalLM.register(config, model, exist_ok=True)

@@ -85,7 +85,7 @@ def _cut_inside_(layer: nn.Module, shape: LayerShape, width: Width) -> None:
             _set_(linear, linear.weight[keep], None if linear.bias is None else linear.bias[keep])
         linear = projection(layer, columns)
         each = linear.in_features // size
-        bias = linear.bias
+        bias: Tensor | None = linear.bias
         if means:
             lost = linear.weight[:, _owned(others(kept, size), each, linear)].float()
             bias = lost @ torch.tensor(means, device=lost.device) + (0 if bias is None else bias.float())

@@ -62,6 +62,11 @@ def test_inspect_counts_a_model_too_large_to_hold(run):
     assert "9,526,615,040" in run("inspect", "vicuna-13b", "--layers", "11")[1]
     assert "4,916,965,376" in run("inspect", "llama-7b", "--params", "4.9B")[1]
     assert "13,476,831,232" in run("inspect", "llama-7b")[1]
+    assert "4,907,642,880" in run("inspect", "llama-7b", "--method", "llm-pruner", "--local-ratio", "0.35")[1]
+    assert "9,499,996,160" in run("inspect", "vicuna-13b", "--method", "flap", "--params", "9.5e9")[1]
+    assert (
+        "28.27% of block parameters" in run("inspect", "llama-7b", "--method", "llm-pruner", "--bytes", "9815285760")[1]
+    )
 
 
 def test_prune_score_eval_and_replay(run, model, prose, tmp_path):
@@ -91,9 +96,56 @@ def test_prune_score_eval_and_replay(run, model, prose, tmp_path):
     assert "2 of 8 layers go" in run("inspect", out_folder / "slimcore_plan.json")[1]
 
 
+def test_depth_then_width_is_one_plan(run, model, prose, tmp_path):
+    """A plan is replayed and the method goes on from there; what is saved is both, and is compared with the first."""
+    first, both, again = tmp_path / "depth", tmp_path / "both", tmp_path / "again"
+    text = ("--text", prose, "--samples", 4, "--length", 32)
+    assert run("prune", model, "--out", first, "--layers", 1, "--protect", "1,1", *text)[0] == 0
+    plan = first / "slimcore_plan.json"
+    code, out, err = run("prune", model, "--out", both, "--plan", plan, "--method", "flap", "--ratio", "0.2", *text)
+    assert (code, err) == (0, "")
+    assert "depth-ppl: 1 of 8 layers go" in out
+    assert "flap: 20" in out
+    composed = slimcore.Plan.load(both / "slimcore_plan.json")
+    assert composed.method == "depth-ppl, then flap"
+    assert run("prune", model, "--out", again, "--plan", both / "slimcore_plan.json")[0] == 0
+    with torch.no_grad():
+        one, other = (slimcore.load(folder)[0](ids()).logits for folder in (both, again))
+    assert torch.allclose(one, other, rtol=1e-4, atol=1e-4 * float(one.abs().max()))
+    code, out, _ = run("inspect", both / "slimcore_plan.json", "--against", plan)
+    assert code == 0
+    assert "parameters cut by both" in out
+    assert "by depth-ppl alone 0" in out
+
+
+def test_scores_inside_layers_are_a_line_a_layer(run, model, prose):
+    """Lowest, median, highest of each kind; layers that need no gradients are named."""
+    code, out, _ = run("score", model, "--method", "llm-pruner", "--text", prose, "--samples", 2, "--length", 16)
+    lines = out.splitlines()
+    assert code == 0
+    assert lines[0] == "llm-pruner on prose.txt; low goes first"
+    assert len(lines) == 2 + 8
+    assert sum("protected: not scored" in line for line in lines) == 6
+    figures = [float(word) for word in lines[2 + 4].split()]
+    assert figures[0] == 4
+    assert figures[1] <= figures[2] <= figures[3]
+    assert figures[4] < figures[5] < figures[6]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["prune", "MODEL", "--out", "OUT", "--method", "flap", "--ratio", "0.99"], "but at most"),
+        (["prune", "MODEL", "--out", "OUT", "--method", "flap", "--ratio", "0.2", "--multiple-of", "64"],
+         "multiple_of=64 cannot be met: layer 0 has"),
+        (["prune", "MODEL", "--out", "OUT", "--method", "flap", "--ratio", "0.2", "--metric", "WIVF"], "mean 'WIFV'"),
+        (["prune", "MODEL", "--out", "OUT", "--method", "flap", "--ratio", "0.2", "--allocation", "AL"],
+         "unknown allocation 'AL'"),
+        (["prune", "MODEL", "--out", "OUT", "--method", "llm-pruner", "--local-ratio", "0.999"], "would leave no"),
+        (["prune", "MODEL", "--out", "OUT", "--method", "flap", "--layers", "1"], "flap cuts inside layers"),
+        (["prune", "MODEL", "--out", "OUT", "--bytes", "lots"], "--bytes 'lots' is not a number of bytes"),
+        (["inspect", "llama-7b", "--against", "x.json"], "compares two plans"),
+        (["inspect", "llama-7b", "--method", "llm-pruner", "--ratio", "0.95"], "protected layers stay whole"),
         (["prune", "MODEL", "--out", "OUT", "--ratio", "1.5"], "ratio must lie between 0 and 1"),
         (["prune", "MODEL", "--out", "OUT"], "exactly one of ratio=, params=, bytes=, layers="),
         (["prune", "MODEL", "--out", "OUT", "--layers", "3"], "at most 2 may be cut"),

@@ -29,6 +29,35 @@ def test_published_counts_come_out_to_the_unit(model, layers, parameters):
     assert {p.device.type for p in network.parameters()} == {"meta"}
 
 
+@pytest.mark.parametrize(
+    ("model", "method", "budget", "protect", "parameters"),
+    [
+        ("llama-7b", "llm-pruner", {"local_ratio": 0.25}, (4, 2), 5_422_977_024),
+        ("llama-7b", "llm-pruner", {"local_ratio": 0.35}, (4, 2), 4_907_642_880),
+        ("vicuna-13b", "llm-pruner", {"local_ratio": 0.35}, (4, 2), 9_240_939_520),
+        ("llama-7b", "flap", {"params": 4_900_000_000}, (0, 0), 4_899_999_744),
+        ("vicuna-13b", "flap", {"params": 9_500_000_000}, (0, 0), 9_500_000_000),
+    ],
+)
+def test_published_widths_come_out_to_the_unit(model, method, budget, protect, parameters):
+    """LLM-Pruner's counts; FLAP within half a structure of the figure's sizes. Protected layers are the defaults."""
+    network = load_meta(model)
+    plan = slimcore.select(slimcore.unscored(network, method=method), **budget)
+    slimcore.prune_(network, plan)
+    assert plan.protect == protect
+    assert plan.parameters == slimcore.footprint(network).parameters
+    assert plan.parameters == pytest.approx(parameters, abs=3 * 5120 if method == "flap" else 0)
+
+
+def test_llm_pruners_widths_of_llama_7b():
+    """24 heads and 8256 channels at a quarter, 21 and 7155 at 0.35; aligned 21 and 7168; in layers 4..29 alone."""
+    scores = slimcore.unscored(load_meta("llama-7b"), method="llm-pruner")
+    for local_ratio, multiple_of, widths in ((0.25, 1, (24, 8256)), (0.35, 1, (21, 7155)), (0.35, 64, (21, 7168))):
+        plan = slimcore.select(scores, local_ratio=local_ratio, multiple_of=multiple_of)
+        assert list(plan.width) == list(range(4, 30))
+        assert {(len(w.kv_groups), len(w.channels)) for w in plan.width.values()} == {widths}
+
+
 @pytest.mark.parametrize(("ratio", "layers"), [(0.20, 6), (0.27, 9), (0.35, 11)])
 def test_published_ratios_are_the_published_layers_of_llama_7b(ratio, layers):
     """20, 27 and 35 % of 32 blocks."""

@@ -86,6 +86,18 @@ def test_the_tables_say_what_pruning_bought(tmp_path):
     assert "x2.00 to x2.00 the speed of dense with 4.9B of 6.7B parameters" in text
 
 
+def test_what_is_slower_than_dense_is_flagged(tmp_path):
+    """In its row and in the headline; where the intervals overlap neither is said."""
+    run = make_run(tmp_path / "slower", (1, 8), factor=1.2)
+    text = report.write(run, None, set(run.cells)).read_text()
+    assert text.count("| x0.83 **slower** |") == 4
+    assert "**slower than dense in 4 of 4 cells**" in text
+    alike = make_run(tmp_path / "alike", (1,), factor=1.01)
+    text = report.write(alike, None, set(alike.cells)).read_text()
+    assert text.count("x0.99 ~ |") == 2
+    assert "slower than dense" not in text
+
+
 def test_the_baseline_file_is_stable_and_judges(tmp_path):
     """Accepting the same run twice gives the same bytes; another run is judged, and its software shown beside."""
     first = make_run(tmp_path / "a", (1, 8))

@@ -189,6 +189,19 @@ def test_an_error_fails_its_cell_and_no_other(suite, pytester, broken_engine):
     assert len(lines(pytester, "cell")) == 6
 
 
+def test_width_methods_are_measured_with_and_without_multiples(suite, pytester):
+    """Shapes are cut without scores; the label tells what is aligned; resuming replays the plan that was found."""
+    options = ("--perf-methods", "dense,llm-pruner:0.3local,flap:0.3x8", "--perf-batches", "1")
+    suite(*options).assert_outcomes(passed=3, deselected=3)
+    dense, pruner, flap = lines(pytester, "subject")
+    assert (pruner["label"], flap["label"]) == ("LLM-Pruner", "FLAP x8")
+    assert {len(w["channels"]) % 8 for w in flap["plan"]["width"].values()} == {0}
+    assert flap["plan"]["width_scores"] == []
+    assert flap["footprint"]["parameters"] < dense["footprint"]["parameters"]
+    assert flap["footprint"]["parameters"] == flap["plan"]["parameters"]
+    suite(*options, "--perf-resume").assert_outcomes(passed=3, deselected=3)
+
+
 def test_accepting_then_measuring_again_compares(suite, pytester):
     """A second run is judged against the first; a slowed baseline shows as faster, a status as changed."""
     suite("--perf-update").stdout.fnmatch_lines(["accepted 4 cells as the baseline *"])

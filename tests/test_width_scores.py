@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import slimcore
@@ -62,6 +62,7 @@ SALIENCE = {
 
 
 @pytest.mark.parametrize("name", SALIENCE)
+@settings(max_examples=30)
 @given(
     model=models_drawn(families=("llama", "qwen3", "gemma")), windows=st.integers(1, 4), batch_size=st.integers(1, 5)
 )
@@ -83,6 +84,7 @@ def test_llm_pruner_equals_backward_passes_and_loops_over_heads(name, model, win
         assert widths[index].channels == pytest.approx(channels, **ACCURACY)
 
 
+@settings(max_examples=30)
 @given(models_drawn(min_layers=3), st.integers(0, 2), st.integers(0, 2))
 def test_protected_layers_need_no_gradients(model, first, last):
     """The others' scores are as ever; cutting one that was left out is refused, with what to do."""
@@ -181,6 +183,7 @@ METRIC = {
 
 
 @pytest.mark.parametrize("name", METRIC)
+@settings(max_examples=40)
 @given(
     model=models_drawn(families=("llama", "qwen2", "gemma")), windows=st.integers(1, 5), batch_size=st.integers(1, 3)
 )

@@ -89,7 +89,7 @@ class Subjects:
             "footprint": footprint(model).as_dict(),
             "perplexity": quality,
             # Scores of what is inside layers take a hundred times the space of the rest.
-            "plan": None if plan is None else plan.without_scores().as_dict(),
+            "plan": None if plan is None else plan.without_width_scores().as_dict(),
         }
 
     def _plan(self, model: PreTrainedModel, cell: Cell, cut: Cut) -> Plan:

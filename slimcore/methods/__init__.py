@@ -202,10 +202,10 @@ def _scores(
     from slimcore.structure import decoder, layer_shapes
 
     inside = [one for one in found if isinstance(one, Inside)]
-    weight = model.get_input_embeddings().weight
+    view = decoder(model)
     return Scores(
         method=method.name,
-        shapes=layer_shapes(decoder(model)),
+        shapes=layer_shapes(view),
         total_parameters=sum(p.numel() for p in model.parameters()),
         values=tuple(value for value in found if isinstance(value, float)),
         widths=tuple(Widths(_numbers(one.kv_groups), _numbers(one.channels)) for one in inside),
@@ -214,7 +214,7 @@ def _scores(
             for one in inside
             if one.o_means is not None and one.down_means is not None
         ),
-        bytes_per_parameter=weight.element_size(),
+        bytes_per_parameter=view.embedding.weight.element_size(),
         protect=method.protect if protect is None else protect,
         allocation=allocation or method.allocation,
         provenance=provenance,
