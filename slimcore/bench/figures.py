@@ -43,12 +43,13 @@ def draw(cells: Sequence[Record], subjects: Mapping[tuple[str, str], Record], fo
         series = list(dict.fromkeys(_series(c) for c in own))
         for (outputs, inputs), panel in zip(columns, row, strict=True):
             inside = [c for c in own if (c["output_tokens"], c["input_tokens"]) == (outputs, inputs)]
+            labelled = (0, _fastest(inside, series))
             for number, name in enumerate(series):
                 chosen = [c for c in inside if _series(c) == name]
                 if chosen:
                     label = _legend(chosen[0], subjects, series)
                     # The outermost series carry the labels; those between have their points at the same M in turn.
-                    _draw_series(panel, chosen, label, number, labelled=number in (0, len(series) - 1))
+                    _draw_series(panel, chosen, label, number, labelled=number in labelled)
             title = f"{model}: {inputs} in, {outputs} out"
             _finish(panel, title, room=0.35 if any(c["status"] == "oom" for c in inside) else 0.12)
     png = folder / f"{FIGURE}.png"
@@ -60,6 +61,16 @@ def draw(cells: Sequence[Record], subjects: Mapping[tuple[str, str], Record], fo
 def _series(cell: Record) -> tuple[str, str, str]:
     """What one line of a panel shares."""
     return cell["method"], cell["engine"], cell["dtype"]
+
+
+def _fastest(cells: Sequence[Record], series: Sequence[tuple[str, str, str]]) -> int:
+    """The number of the series that is furthest to the left: of least latency at the smallest batch that has a time."""
+    timed = [c for c in cells if c["status"] == "ok"]
+    if not timed:
+        return 0
+    smallest = min(c["batch"] for c in timed)
+    first = min((c for c in timed if c["batch"] == smallest), key=lambda c: summarise(c["latency_s"]).centre)
+    return series.index(_series(first))
 
 
 def _legend(cell: Record, subjects: Mapping[tuple[str, str], Record], series: Sequence[tuple[str, str, str]]) -> str:
@@ -86,7 +97,7 @@ def _draw_series(panel: Axes, cells: Sequence[Record], label: str, number: int, 
     panel.hlines(y, [t.low for t in times], [t.high for t in times], color=style["color"], linewidth=0.8)
     face = "white" if number % 2 else style["color"]
     panel.plot(x, y, label=label, markersize=5, linewidth=1.4, markerfacecolor=face, **style)
-    # The first series, the slowest as a rule, has its labels to the lower right, the last to the upper left.
+    # The first series, the slowest as a rule, has its labels to the lower right, the fastest to the upper left.
     lower = number == 0
     offset = (4, -4) if lower else (-4, 4)
     place: dict[str, Any] = {"ha": "left", "va": "top"} if lower else {"ha": "right", "va": "bottom"}
