@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-from torch import nn
-
-from slimcore.structure import PROJECTIONS, decoder, layer_shapes
+from slimcore.structure import KEY, decoder, layer_shapes, projection, projection_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,8 +34,8 @@ def footprint(model: PreTrainedModel) -> Footprint:
     """Count `model`, on any device, meta included."""
     view = decoder(model)
     shapes = layer_shapes(view)
-    projections = [cast(nn.Linear, layer.get_submodule(p)) for layer in view.layers for p in PROJECTIONS]
-    by_name = [[cast(nn.Linear, layer.get_submodule(f"self_attn.{p}_proj")) for p in "qkv"] for layer in view.layers]
+    projections = [weight for layer in view.layers for weight in projection_weights(layer).values()]
+    keys = [projection(layer, KEY).weight for layer in view.layers]
     return Footprint(
         layers=len(view.layers),
         kv_groups=sum(shape.kv_groups for shape in shapes),
@@ -45,12 +43,10 @@ def footprint(model: PreTrainedModel) -> Footprint:
         parameters=sum(p.numel() for p in model.parameters()),
         block_parameters=sum(shape.parameters for shape in shapes),
         weight_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
-        flops_per_token=2 * (sum(p.weight.numel() for p in projections) + view.head.weight.numel()),
+        flops_per_token=2 * (sum(weight.numel() for weight in projections) + view.head.weight.numel()),
         # q.K^T and attention.V: each 2 FLOPs a query channel and position.
-        flops_per_position=sum(4 * q.weight.shape[0] for q, _, _ in by_name),
-        kv_bytes_per_token=sum(
-            (k.weight.shape[0] + v.weight.shape[0]) * k.weight.element_size() for _, k, v in by_name
-        ),
+        flops_per_position=sum(4 * shape.heads * shape.head_dim for shape in shapes),
+        kv_bytes_per_token=sum(2 * key.shape[0] * key.element_size() for key in keys),
     )
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from slimcore import modeling_slimcore as slim
 from slimcore.errors import UnsupportedModelError
-from slimcore.structure import DOWN, OUT, decoder, family_of, layer_shapes, projection
+from slimcore.structure import decoder, family_of, layer_shapes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,8 +55,8 @@ def describe_(model: PreTrainedModel) -> None:
         if type(model).__name__ == slim_class.__name__:
             model.__class__ = stock
         return
-    for entry, layer in zip(entries, view.layers, strict=True):
-        entry |= {"o_proj_bias": _has_bias(layer, OUT), "down_proj_bias": _has_bias(layer, DOWN)}
+    for entry, shape in zip(entries, shapes, strict=True):
+        entry |= {"o_proj_bias": shape.o_bias, "down_proj_bias": shape.down_bias}
     config.__class__, model.__class__ = slim_class.config_class, slim_class
     config.o_proj_bias = config.down_proj_bias = False
     config.per_layer_config = dict(enumerate(entries))
@@ -87,7 +87,3 @@ def _builds(stock: Any, config: PretrainedConfig, layers: nn.ModuleList) -> bool
     except StrictDataclassError:  # the config class does not allow it
         return False
     return {name: p.shape for name, p in built.model.layers[0].named_parameters()} == sizes[0]
-
-
-def _has_bias(layer: nn.Module, name: str) -> bool:
-    return projection(layer, name).bias is not None

@@ -91,9 +91,14 @@ def projection(layer: nn.Module, name: str) -> nn.Linear:
     return cast(nn.Linear, layer.get_submodule(name))
 
 
+def projection_weights(layer: nn.Module) -> dict[str, Tensor]:
+    """The weights that what is inside a layer is scored on: seven projections, no biases."""
+    return {name: projection(layer, name).weight for name in PROJECTIONS}
+
+
 def scored_weights(layer: nn.Module) -> dict[str, Tensor]:
     """The weights a layer's importance is taken on: seven projections and two norms, no biases."""
-    return {name: cast(Tensor, layer.get_submodule(name).weight) for name in (*PROJECTIONS, *NORMS)}
+    return projection_weights(layer) | {name: cast(Tensor, layer.get_submodule(name).weight) for name in NORMS}
 
 
 def layer_parameters(layer: nn.Module) -> int:

@@ -133,6 +133,18 @@ def skipped_logits(model, tokens, kept):
     return logits
 
 
+@torch.no_grad()
+def decoded(model, tokens, new):
+    """Greedy decoding of `new` tokens with the cache: each step's logits by an uncached forward, and the chosen's."""
+    generated = model.generate(
+        tokens, attention_mask=torch.ones_like(tokens), do_sample=False, min_new_tokens=new, max_new_tokens=new,
+        pad_token_id=0, eos_token_id=None,
+    )  # fmt: skip
+    length = tokens.shape[1]
+    logits = model(generated, use_cache=False).logits[:, length - 1 : -1]
+    return logits, logits.gather(-1, generated[:, length:, None])[..., 0]
+
+
 def mean_nll(logits, tokens):
     """Pooled mean next-token NLL, in float64."""
     return torch.nn.functional.cross_entropy(logits[:, :-1].double().flatten(0, 1), tokens[:, 1:].flatten())

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import slimcore
 from slimcore.errors import PlanError
-from tests.helpers import ids, models_drawn, skipped_logits, tiny
+from tests.helpers import decoded, ids, models_drawn, skipped_logits, tiny
 
 
 def plan_keeping(model, kept):
@@ -50,13 +50,7 @@ def test_cached_decoding_equals_the_uncached_forward(cut, windows):
     model, kept = cut
     slimcore.prune_(model, plan_keeping(model, kept))
     tokens = ids(windows, 7)
-    generated = model.generate(
-        tokens, attention_mask=torch.ones_like(tokens), do_sample=False, min_new_tokens=6, max_new_tokens=6,
-        pad_token_id=0, eos_token_id=None,
-    )  # fmt: skip
-    with torch.no_grad():
-        logits = model(generated, use_cache=False).logits[:, 6:-1]
-    chosen = logits.gather(-1, generated[:, 7:, None])[..., 0]
+    logits, chosen = decoded(model, tokens, 6)
     # The chosen token is the greedy one, or as good as it within float error.
     assert torch.all(logits.max(-1).values - chosen < 1e-3)
 

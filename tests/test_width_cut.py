@@ -11,7 +11,7 @@ import slimcore
 from slimcore.errors import BudgetError, PlanError, UnsupportedModelError
 from slimcore.methods import METHODS
 from slimcore.structure import FAMILIES
-from tests.helpers import ids, masked_logits, models_drawn, tiny, width_plans
+from tests.helpers import decoded, ids, masked_logits, models_drawn, tiny, width_plans
 
 WIDTH_METHODS = [m.name for m in METHODS.values() if m.inside]
 
@@ -50,13 +50,7 @@ def test_any_plan_equals_the_masked_dense_model(model, data):
     with torch.no_grad():
         assert close(model(tokens, use_cache=False).logits, expected)
     check_truth(model, plan)
-    generated = model.generate(
-        tokens, attention_mask=torch.ones_like(tokens), do_sample=False, min_new_tokens=5, max_new_tokens=5,
-        pad_token_id=0, eos_token_id=None,
-    )  # fmt: skip
-    with torch.no_grad():
-        logits = model(generated, use_cache=False).logits[:, 6:-1]
-    chosen = logits.gather(-1, generated[:, 7:, None])[..., 0]
+    logits, chosen = decoded(model, tokens, 5)
     assert torch.all(logits.max(-1).values - chosen <= 1e-4 * logits.abs().max())
 
 

@@ -10,7 +10,6 @@ from slimcore.errors import BudgetError
 from slimcore.moments import Moments
 from tests.helpers import ids, models_drawn, tiny
 
-ROWS = {"self_attn": "qkv", "mlp": ("gate", "up")}
 ACCURACY = {"rel": 2e-3, "abs": 1e-9}
 
 

@@ -10,11 +10,11 @@ does not vanish. `l1` and `l2` are magnitudes, `random` is a seeded draw.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from slimcore import gradients
 from slimcore.methods import UNSCORED, Calibration, Inside, magnitude
-from slimcore.structure import PROJECTIONS, Decoder, layer_shape, owned_sums, projection, sums_inside
+from slimcore.structure import Decoder, layer_shape, owned_sums, projection_weights, sums_inside
 
 
 def score(view: Decoder, on: Calibration) -> list[Inside]:
@@ -26,15 +26,11 @@ def score(view: Decoder, on: Calibration) -> list[Inside]:
     found: dict[int, Inside] = {}
     second = on.metric in ("param_second", "param_mix")
     for index, weights in gradients.of_each_layer(
-        view, on.ids, on.batch_size, _weights, "llm-pruner", wanted=on.layers, squares=second
+        view, on.ids, on.batch_size, projection_weights, "llm-pruner", wanted=on.layers, squares=second
     ):
         members = {name: _members(name, weight, gradient, on.metric) for name, (weight, gradient) in weights.items()}
         found[index] = Inside(*sums_inside(layer_shape(view.layers[index]), members))
     return [found.get(index, UNSCORED) for index in range(len(view.layers))]
-
-
-def _weights(layer: nn.Module) -> dict[str, Tensor]:
-    return {name: projection(layer, name).weight for name in PROJECTIONS}
 
 
 def _members(name: str, weight: Tensor, gradient: gradients.Gradient, metric: str) -> Tensor:

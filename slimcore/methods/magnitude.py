@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from slimcore.methods import Calibration, Inside
-from slimcore.structure import PROJECTIONS, Decoder, layer_shape, owned_sums, projection, sums_inside
+from slimcore.structure import Decoder, layer_shape, owned_sums, projection_weights, sums_inside
 
 NORMS = ("l1", "l2")
 
@@ -19,7 +19,7 @@ def score(view: Decoder, on: Calibration) -> list[Inside]:
     """Sum of |weight|, or of its square, over each structure; uses no tokens."""
     found = []
     for layer in view.layers:
-        weights = {name: projection(layer, name).weight.float() for name in PROJECTIONS}
+        weights = {name: weight.float() for name, weight in projection_weights(layer).items()}
         members = {
             name: owned_sums(name, weight if on.metric == "l1" else weight.square(), absolute=True)
             for name, weight in weights.items()
