@@ -17,8 +17,9 @@ ORDER = [
     "description", "surgery", "checkpoint", "quality", "models", "bench", "cli",
 ]  # fmt: skip
 BENCH_ORDER = [
-    "statistics", "gate", "cell", "engines", "environment", "measure", "subject", "results", "baseline", "figures",
-    "report", "session", "plugin",
+    "statistics", "gate", "cell", "engines", "operators", "environment", "canary", "measure", "subject", "serve",
+    "remote", "results", "baseline", "judging", "checks", "figures", "report", "conclusion", "alone", "pairs",
+    "session", "parallel", "plugin",
 ]  # fmt: skip
 
 

@@ -66,7 +66,7 @@ def test_eager_generates_past_the_end_token():
 def clock(monkeypatch, *seconds):
     """Let each timed call take the next of `seconds`, then the last again and again."""
     left = list(seconds)
-    monkeypatch.setattr(measure, "_timer", lambda *_: lambda: left.pop(0) if len(left) > 1 else left[0])
+    monkeypatch.setattr(measure.Generation, "_timed", lambda *_: left.pop(0) if len(left) > 1 else left[0])
 
 
 def test_warm_up_goes_on_until_three_agree_and_is_capped(monkeypatch):

@@ -3,22 +3,25 @@
 import pytest
 from matplotlib.image import imread
 
-from slimcore.bench import baseline, figures, report, results
+from slimcore.bench import figures, report, results
+from slimcore.bench.conclusion import Update, accept, find
+from slimcore.bench.judging import judge_of
 from slimcore.errors import ResultsError
 
 SOFTWARE = {"torch": "2.13.0", "commit": "abc"}
 
 
-def make_run(folder, batches, models=("llama-7b",), oom_from=None, factor=0.5, outputs=(128,)):
+def make_run(folder, batches, models=("llama-7b",), *, oom_from=None, factor=0.5, outputs=(128,), night=1):
     """A run of dense and Ours, Ours taking `factor` of dense's time, dense without memory from M `oom_from` on."""
     folder.mkdir(parents=True)
     run = results.Run(folder)
     cells = [
         {
             "kind": "cell", "id": f"{model}/{method}/i{i}-o{o}/m{m}/eager-fp16", "model": model, "method": method,
-            "input_tokens": i, "output_tokens": o, "batch": m, "engine": "eager", "dtype": "fp16", "device": "cuda",
+            "round": 1, "input_tokens": i, "output_tokens": o, "batch": m, "engine": "eager", "dtype": "fp16",
+            "device": "cuda",
             "status": "oom" if method == "dense" and oom_from and m >= oom_from else "ok", "detail": "",
-            "peak_bytes": 10**9 * m, "warmup_s": [],
+            "peak_bytes": 10**9 * m, "warmup_s": [], "canary": [0.0, 0.001],
             "ttft_s": [0.1 * scale] * 5,
             "latency_s": [scale * (0.02 * o + 0.01 * m) * (1 + 0.01 * n) for n in range(5)],
         }
@@ -28,11 +31,21 @@ def make_run(folder, batches, models=("llama-7b",), oom_from=None, factor=0.5, o
         for i in (12, 82)
         for m in batches
     ]  # fmt: skip
-    start = {"kind": "run", "schema": results.SCHEMA, "grid": "gpu", "machine": "h100", "software": SOFTWARE}
-    results.append(run, start | {"cells": [c["id"] for c in cells]})
+    start = {
+        "kind": "run", "schema": results.SCHEMA, "grid": "gpu", "device": "cuda", "machine": "h100", "against": None,
+        "software": SOFTWARE, "started": f"2026-01-{night:02}T00:00:00+0000",
+    }  # fmt: skip
+    results.append(run, start | {"cells": [c["id"] for c in cells], "grid_cells": [c["id"] for c in cells]})
     for model in models:
         for method, label, count in (("dense", "dense", 6_738_415_616), ("depth-ppl:9L", "Ours", 4_916_965_376)):
-            ones = ("weight_bytes", "flops_per_token", "kv_bytes_per_token", "kv_groups", "channels")
+            ones = (
+                "weight_bytes",
+                "flops_per_token",
+                "kv_bytes_per_token",
+                "kv_groups",
+                "channels",
+                "operator_calls_per_token",
+            )
             cost = {"layers": 32, "parameters": count} | dict.fromkeys(ones, 1)
             results.append(
                 run,
@@ -42,6 +55,16 @@ def make_run(folder, batches, models=("llama-7b",), oom_from=None, factor=0.5, o
     for cell in cells:
         results.append(run, cell)
     return run
+
+
+def found(run, tmp_path, **options):
+    """The run judged against what was accepted below `tmp_path`."""
+    return find(run, judge_of(run, tmp_path / "baselines", **options))
+
+
+def written(run):
+    """The report of a run without a baseline."""
+    return report.write(found(run, run.folder)).read_text()
 
 
 @pytest.mark.parametrize("batches", [(1, 8), (1, 8, 16, 32, 64, 128, 256, 384)])
@@ -68,7 +91,7 @@ def test_a_run_with_nothing_to_draw_still_reports(tmp_path):
     run = make_run(tmp_path / "run", (1,), oom_from=1)
     for cell in run.cells.values():
         cell["status"] = "oom"
-    text = report.write(run, None, set(run.cells)).read_text()
+    text = written(run)
     assert "No cell has a time to draw" in text
     assert not list(run.folder.glob("*.png"))
 
@@ -76,7 +99,7 @@ def test_a_run_with_nothing_to_draw_still_reports(tmp_path):
 def test_the_tables_say_what_pruning_bought(tmp_path):
     """Latency with its interval, throughput, TTFT, TPOT in pairs, speed-up, verdict, and the headline."""
     run = make_run(tmp_path / "run", (1, 8), factor=0.5)
-    text = report.write(run, None, set(run.cells)).read_text()
+    text = written(run)
     (row,) = [r for r in text.splitlines() if r.startswith("| depth-ppl:9L/i12-o128/m8/")]
     values = [v.strip() for v in row.strip("|").split("|")]
     # (0.02 * 128 + 0.01 * 8) / 2 = 1.32 s, middle of five samples 2 % up: 1.3464 s for 8 * 128 tokens.
@@ -89,29 +112,30 @@ def test_the_tables_say_what_pruning_bought(tmp_path):
 def test_what_is_slower_than_dense_is_flagged(tmp_path):
     """In its row and in the headline; where the intervals overlap neither is said."""
     run = make_run(tmp_path / "slower", (1, 8), factor=1.2)
-    text = report.write(run, None, set(run.cells)).read_text()
+    text = written(run)
     assert text.count("| x0.83 **slower** |") == 4
     assert "**slower than dense in 4 of 4 cells**" in text
     alike = make_run(tmp_path / "alike", (1,), factor=1.01)
-    text = report.write(alike, None, set(alike.cells)).read_text()
+    text = written(alike)
     assert text.count("x0.99 ~ |") == 2
     assert "slower than dense" not in text
 
 
-def test_the_baseline_file_is_stable_and_judges(tmp_path):
+def test_the_baseline_is_stable_and_judges(tmp_path):
     """Accepting the same run twice gives the same bytes; another run is judged, and its software shown beside."""
     first = make_run(tmp_path / "a", (1, 8))
-    path = tmp_path / "baselines" / "h100" / "gpu.json"
-    assert baseline.accept(path, first, set(first.cells)) == 8
+    update = Update("first")
+    accept(found(first, tmp_path), update)
+    (path,) = (tmp_path / "baselines" / "h100" / "gpu").iterdir()
     before = path.read_bytes()
-    baseline.accept(path, first, set(first.cells))
+    accept(found(first, tmp_path), update)
     assert path.read_bytes() == before
-    slower = make_run(tmp_path / "b", (1, 8), factor=0.8)
-    text = report.write(slower, baseline.read(path), set(slower.cells)).read_text()
-    assert "Against the baseline: 4 same, 4 slower." in text
-    assert text.count("| slower") == 4
+    slower = make_run(tmp_path / "b", (1, 8), factor=0.8, night=2)
+    findings = found(slower, tmp_path, alone=8)
+    text = report.write(findings).read_text()
+    assert "Against the baseline of 1 night: 4 same, 4 slower." in text
+    assert text.count("| slower (+60.0%)") == 4
     assert "| torch" in text
-    assert "x1.600" in text
 
 
 def test_results_of_another_schema_or_torn_in_the_middle_are_refused(tmp_path):
@@ -133,9 +157,9 @@ def test_a_run_of_another_machine_is_not_gone_on_with(tmp_path):
     """Times of two machines never share a run."""
     from slimcore.bench.cell import Grid
     from slimcore.bench.measure import Protocol
-    from slimcore.bench.session import Places, Session
+    from slimcore.bench.session import Options, Places, Session
 
     make_run(tmp_path / "reports" / "gpu-1", (1,))
     grid = Grid("gpu", "cpu", "fp32", ("eager",), (1,), (1,), (1,), {"tiny": ("dense",)})
-    with pytest.raises(ResultsError, match="measured with grid 'gpu' on h100"):
-        Session(grid, grid.cells(), Places(tmp_path, tmp_path / "reports", tmp_path), Protocol(), resume="gpu-1")
+    with pytest.raises(ResultsError, match="measured with machine 'h100'"):
+        Session(grid, grid.cells(), Places(tmp_path, tmp_path / "reports", tmp_path), Protocol(), Options("gpu-1"))

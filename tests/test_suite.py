@@ -14,6 +14,7 @@ import torch
 import slimcore
 from slimcore.bench import engines
 from slimcore.bench.cell import Grid
+from slimcore.bench.conclusion import Update, conclude, find
 from slimcore.bench.measure import Protocol
 from slimcore.bench.session import Places, Session
 from slimcore.bench.subject import Subjects
@@ -39,6 +40,8 @@ outputs = [2]
 batches = [1, 2, 4]
 models = {tiny = ["dense"]}
 """
+UPDATE = ("--perf-update", "--perf-reason=test", "--perf-allow=inconclusive")
+REPLACE = ("--perf-update=replace", *UPDATE[1:])
 DENSE = "tiny/dense/i3-o2/m{}/eager-fp32"
 OURS = "tiny/depth-ppl:2L/i3-o2/m{}/eager-fp32"
 
@@ -51,8 +54,9 @@ def _imported(tmp_path_factory, tokenizer):
     grid = Grid("g", "cpu", "fp32", ("eager",), (3,), (2,), (1,), {str(folder): ("dense", "depth-ppl:2L")})
     session = Session(grid, grid.cells(), Places(root, root, root), Protocol(seconds=0))
     for cell in grid.cells():
-        assert session.measure(cell)["status"] == "ok"
-    assert session.finish(update=True)
+        assert session.measure(cell).passes
+    session.close()
+    conclude(find(session.run, session.judge), update=Update("test", allow=["dirty", "inconclusive"]))
 
 
 @pytest.fixture
@@ -204,8 +208,8 @@ def test_width_methods_are_measured_with_and_without_multiples(suite, pytester):
 
 def test_accepting_then_measuring_again_compares(suite, pytester):
     """A second run is judged against the first; a slowed baseline shows as faster, a status as changed."""
-    suite("--perf-update").stdout.fnmatch_lines(["accepted 4 cells as the baseline *"])
-    (path,) = pytester.path.glob("baselines/*/cpu.json")
+    suite(*UPDATE).stdout.fnmatch_lines(["accepted 4 cells as the night *"])
+    (path,) = pytester.path.glob("baselines/*/cpu/*.json")
     data = json.loads(path.read_text())
     for cell in data["cells"].values():
         cell["latency_s"] = [t * 1000 for t in cell["latency_s"]]
@@ -214,17 +218,24 @@ def test_accepting_then_measuring_again_compares(suite, pytester):
     path.write_text(json.dumps(data))
     suite("-v", "--perf-reports", "second").stdout.fnmatch_lines(
         [
-            "Against the baseline: 3 faster, 1 status changed.",
+            "Against the baseline of 1 night: 3 faster, 1 status changed.",
             f"- {DENSE.format(1)}: faster, *",
             f"- {OURS.format(2)}: oom -> ok",
-            "- tiny/dense/i3-o2/m9/eager-fp32: accepted, but no longer in the grid",
+            "- FAILED gone: 1 accepted cells are not in the grid any more*",
+            "  tiny/dense/i3-o2/m9/eager-fp32",
+            "FAILED whole run::gone*",
         ]
     )
 
 
 def test_a_cell_that_no_longer_fits_fails(suite, pytester, broken_engine):
     """ok -> oom, in the failing test itself."""
-    suite("--perf-update", "--perf-reports", "first")
+    suite(*UPDATE, "--perf-reports", "first")
+    (path,) = pytester.path.glob("baselines/*/cpu/*.json")
+    night = json.loads(path.read_text())
+    for cell in night["cells"].values():  # so that no other cell's verdict is a matter of the clock
+        cell["latency_s"] = [t * 1000 for t in cell["latency_s"]]
+    path.write_text(json.dumps(night))
     broken_engine(torch.OutOfMemoryError("CUDA out of memory"), 2)
     result = suite()
     result.assert_outcomes(passed=2, failed=2, deselected=3)
@@ -234,20 +245,22 @@ def test_a_cell_that_no_longer_fits_fails(suite, pytester, broken_engine):
 
 def test_part_of_a_grid_updates_its_own_cells_only(suite, pytester):
     """The others stay as accepted, and are not called gone."""
-    suite("--perf-update", "--perf-reports", "first")
-    result = suite("--perf-update", "--perf-batches", "2", "--perf-reports", "second")
-    assert "no longer in the grid" not in result.stdout.str()
-    (path,) = pytester.path.glob("baselines/*/cpu.json")
-    assert list(json.loads(path.read_text())["cells"]) == sorted(i.format(m) for i in (DENSE, OURS) for m in (1, 2))
+    suite(*UPDATE, "--perf-reports", "first")
+    time.sleep(1)  # a night is named by its second
+    result = suite(*REPLACE, "--perf-batches", "2", "--perf-reports", "second")
+    assert "not in the grid" not in result.stdout.str()
+    first, second = sorted(pytester.path.glob("baselines/*/cpu/*.json"))
+    assert list(json.loads(first.read_text())["cells"]) == sorted(i.format(m) for i in (DENSE, OURS) for m in (1, 2))
+    assert list(json.loads(second.read_text())["cells"]) == [DENSE.format(2), OURS.format(2)]
 
 
 def test_a_run_with_an_error_is_not_accepted(suite, pytester, broken_engine):
     """The exit code says so, and no baseline is written."""
     broken_engine(ValueError("no"), 2)
-    result = suite("--perf-update")
+    result = suite(*UPDATE)
     result.stdout.fnmatch_lines(["ERROR: 2 of 4 cells have no result to accept*"])
     assert result.ret != 0
-    assert not list(pytester.path.glob("baselines/*/*"))
+    assert not list(pytester.path.glob("baselines/*/*/*"))
 
 
 def test_resuming_skips_what_is_done_and_survives_a_torn_line(suite, pytester):
@@ -306,12 +319,12 @@ def test_bad_options_are_one_line_and_not_zero(suite, options, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [("{", "*is not JSON*"), ('{"schema": "other/7"}', "*has schema 'other/7', expected*"),
-     ('{"schema": "slimcore.baseline/1", "cells": [1]}', "*has no cells with a status*")],
+     ('{"schema": "slimcore.baseline/2", "cells": [1]}', "*has no cells with a status*")],
 )  # fmt: skip
 def test_a_broken_baseline_is_one_line_and_not_zero(suite, pytester, content, message):
     """It is never taken for an absent one."""
-    suite("--perf-update", "--perf-batches", "1")
-    (path,) = pytester.path.glob("baselines/*/cpu.json")
+    suite(*UPDATE, "--perf-batches", "1")
+    (path,) = pytester.path.glob("baselines/*/cpu/*.json")
     path.write_text(content)
     result = suite()
     assert result.ret != 0
@@ -325,11 +338,37 @@ def test_collecting_measures_nothing(suite, pytester):
     assert not (pytester.path / "reports").exists()
 
 
-def test_parallel_timing_is_refused(suite):
-    """Cells timed beside each other would slow each other: each fails and says so."""
+def test_workers_measure_whole_subjects_and_the_controller_concludes(suite, pytester):
+    """Each writes its own file; a model is built by one worker; the report has every cell."""
     result = suite("-n", "2")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["4 of 4 cells measured: 4 ok."])
+    files = sorted(pytester.path.glob("reports/*/results-gw*.jsonl"))
+    assert len(files) == 2
+    owners = [
+        {json.loads(line)["method"] for line in f.read_text().splitlines() if '"kind":"cell"' in line} for f in files
+    ]
+    assert sorted(map(list, owners)) == [["dense"], ["depth-ppl:2L"]]
+    assert all(i.removeprefix("tiny/").format(m) in report_text(pytester) for i in (DENSE, OURS) for m in (1, 2))
+
+
+def test_this_version_against_itself(suite, pytester):
+    """A/A: two rounds in processes of their own; what differs is counted, never failed, and the noise is told."""
+    result = suite("--perf-aa", "2", "--perf-batches", "1", "--perf-methods", "dense")
+    assert result.ret == 0
+    first, second = lines(pytester, "cell")[-1], lines(pytester, "cell")[0]
+    assert {first["round"], second["round"]} == {1, 2}
+    assert len(first["against_s"]) == len(first["latency_s"]) >= 5
+    assert "## Noise" in report_text(pytester)
+    result.stdout.fnmatch_lines(["The same code against itself: * of 2 comparisons called slower, in * of 2 runs."])
+
+
+@pytest.mark.parametrize("options", [["--perf-against", "."], ["--perf-aa", "2"]])
+def test_versions_in_turn_need_the_machine_for_themselves(suite, options):
+    """So they are refused with workers, in one line."""
+    result = suite("-n", "2", *options)
     assert result.ret != 0
-    result.stdout.fnmatch_lines(["*cells are timed one at a time*"])
+    result.stderr.fnmatch_lines(["*need the machine for themselves: run without -n*"])
 
 
 def test_the_report_is_appended_to_the_step_summary(suite, pytester, monkeypatch):

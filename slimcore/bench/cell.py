@@ -30,12 +30,14 @@ class Cell:
     engine: str
     dtype: str  # fp32, fp16, bf16
     device: str  # cpu, cuda
+    round: int = 1  # of --perf-aa, which measures each cell several times
 
     @property
     def id(self) -> str:
         """The cell's name in tests, results and baselines."""
         lengths = f"i{self.input_tokens}-o{self.output_tokens}"
-        return f"{self.model}/{self.method}/{lengths}/m{self.batch}/{self.engine}-{self.dtype}"
+        again = f"#{self.round}" if self.round > 1 else ""
+        return f"{self.model}/{self.method}/{lengths}/m{self.batch}/{self.engine}-{self.dtype}{again}"
 
     @property
     def subject(self) -> tuple[str, str]:
@@ -63,14 +65,15 @@ class Grid:
     outputs: tuple[int, ...]
     batches: tuple[int, ...]
     models: Mapping[str, tuple[str, ...]]  # model -> its methods
+    rounds: int = 1
 
     def cells(self) -> list[Cell]:
         """Every cell, in the order in which measuring builds each subject once."""
         subjects = [(model, method) for model, methods in self.models.items() for method in methods]
         return [
-            Cell(model, method, inputs, outputs, batch, engine, self.dtype, self.device)
-            for (model, method), engine, outputs, inputs, batch in product(
-                subjects, self.engines, self.outputs, self.inputs, sorted(self.batches)
+            Cell(model, method, inputs, outputs, batch, engine, self.dtype, self.device, round_)
+            for round_, (model, method), engine, outputs, inputs, batch in product(
+                range(1, self.rounds + 1), subjects, self.engines, self.outputs, self.inputs, sorted(self.batches)
             )
         ]
 
@@ -112,6 +115,18 @@ class Cut:
     def label(self) -> str:
         """The method in figures."""
         return self.method.label + (f" x{self.multiple_of}" if self.multiple_of > 1 else "")
+
+
+def shard(cells: Sequence[Cell], number: int, count: int) -> list[Cell]:
+    """The part `number` (from 1) of `count` of the cells: neighbours stay together, and batches of one shape always do.
+
+    Raises ResultsError where nothing would be left for it.
+    """
+    ladders = list(dict.fromkeys(replace(cell, batch=0) for cell in cells))
+    own = {ladder for n, ladder in enumerate(ladders) if n * count // len(ladders) == number - 1}
+    if not own:
+        raise ResultsError(f"--perf-shard {number}/{count} leaves no cell: {len(ladders)} parts can be made at most")
+    return [cell for cell in cells if replace(cell, batch=0) in own]
 
 
 def parse_method(spec: str) -> Cut | None:

@@ -5,29 +5,82 @@ from __future__ import annotations
 import platform
 import re
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 
-def machine_key(device: str) -> str:
+def machine_key(device: str, share: int = 1) -> str:
     """Hardware only, from fields that do not jitter: no clocks, no software versions.
 
-    `nvidia-h100-80gb-hbm3-80gb-x1`, or `amd-epyc-25-1-2c`: CPU model, its family and model number, cores.
+    `nvidia-h100-80gb-hbm3-80gb-x1`, or `amd-epyc-25-1-2c`: CPU model, its family and model number, the cores that this
+    process may use; `share` of how many processes that measure at once, where they are several (they share memory's
+    bandwidth, so that their times are of another machine).
     """
     if device == "cuda":
         import torch
 
         properties = torch.cuda.get_device_properties(0)
         memory = round(properties.total_memory / 2**30)
-        return _slug(f"{properties.name} {memory}gb x{torch.cuda.device_count()}")
+        return _slug(f"{properties.name} {memory}gb x1")  # a cell runs on one
     import cpuinfo
-    import psutil
 
     info = cpuinfo.get_cpu_info()
     brand = re.sub(r"@.*|\(R\)|\(TM\)|\bCPU\b", " ", info.get("brand_raw") or platform.machine())
     numbers = [str(info[k]) for k in ("family", "model") if k in info]
-    return _slug(f"{brand} {' '.join(numbers)} {psutil.cpu_count(logical=True)}c")
+    several = f" of {share}" if share > 1 else ""
+    return _slug(f"{brand} {' '.join(numbers)} {len(cores())}c{several}")
+
+
+def cores() -> list[int]:
+    """The cores this process may use."""
+    import os
+
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def conditions(device: str) -> dict[str, Any]:
+    """What the device is like now: clocks, temperature, power, why it is throttled; empty where it does not say."""
+    if device != "cuda":
+        return {}
+    with _nvml() as (nvml, handle):
+        if nvml is None:
+            return {}
+        reasons = nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
+        names = {n.removeprefix("nvmlClocksThrottleReason"): v for n, v in vars(nvml).items()
+                 if n.startswith("nvmlClocksThrottleReason") and isinstance(v, int)}  # fmt: skip
+        return {
+            "sm_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
+            "memory_mhz": nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_MEM),
+            "temperature_c": nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
+            "power_limit_w": nvml.nvmlDeviceGetEnforcedPowerLimit(handle) // 1000,
+            "throttled": ", ".join(sorted(n for n, v in names.items() if v & reasons and n not in _CALM)) or "no",
+        }
+
+
+_CALM = ("None", "GpuIdle", "All", "ApplicationsClocksSetting")
+
+
+@contextmanager
+def _nvml() -> Iterator[tuple[Any, Any]]:
+    """NVML and the handle of the device that torch calls 0, found by its UUID; (None, None) where there is none."""
+    try:
+        import pynvml
+        import torch
+
+        pynvml.nvmlInit()
+    except Exception:  # noqa: BLE001 - no driver, no library, no package: nothing to tell
+        yield None, None
+        return
+    try:
+        identity = f"GPU-{torch.cuda.get_device_properties(0).uuid}"
+        yield pynvml, pynvml.nvmlDeviceGetHandleByUUID(identity)
+    except pynvml.NVMLError:
+        yield None, None
+    finally:
+        pynvml.nvmlShutdown()
 
 
 def software(root: Path, device: str) -> dict[str, Any]:
@@ -48,6 +101,8 @@ def software(root: Path, device: str) -> dict[str, Any]:
     }
     if device == "cuda":
         record |= {"cuda": torch.version.cuda, "gpu": torch.cuda.get_device_name(0), "gpus": torch.cuda.device_count()}
+        with _nvml() as (nvml, _):
+            record["driver"] = nvml.nvmlSystemGetDriverVersion() if nvml else None
     else:
         record |= {"cpu_capability": torch.backends.cpu.get_cpu_capability()}
     return record

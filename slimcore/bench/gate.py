@@ -1,22 +1,43 @@
-"""Measurement and baseline -> verdict. No torch, no pytest.
+"""Measurement and reference -> verdict on a cell. No torch, no pytest.
 
-First rule: a cell is slower (faster) where its median latency is above (below) the accepted one by more than the
-threshold of its device and the two intervals do not overlap. Time verdicts are told, and do not fail a cell yet; a
-changed status does.
+A measured cell is compared with the accepted nights of its machine (`Nights`), or with another version that was
+measured beside it, in turn (`Beside`). d is the logarithm of new over old, s its standard deviation, pooled over cells.
+A cell with d / s > SCREEN is measured again in PROCESSES fresh processes; it is slower only where those alone have
+z > CONFIRM and the change is over EFFECT. Where s is too large to see the wanted effect, it says inconclusive.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from statistics import NormalDist, fmean, median, variance
+from typing import Any, Literal, Protocol
 
-from slimcore.bench.statistics import Comparison, compare, summarise
+from slimcore.bench.statistics import MEDIAN, MIDDLE, Level, detectable, level, robust_deviation, shrunk, summarise
 
-Verdict = Literal["same", "faster", "slower", "no baseline", "status changed"]
+Verdict = Literal["same", "faster", "slower", "inconclusive", "no baseline", "status changed"]
+Record = Mapping[str, Any]
 
-# The median of unchanged code wanders from run to run: on two shared CPU cores, by less than 0.30 for 11 cells of 12.
-THRESHOLDS = {"cpu": 0.30, "cuda": 0.10}
+SCREEN = 2.5  # z from which a cell is measured again
+CONFIRM = 2.9  # z of the fresh processes alone
+PROCESSES = 4
+EFFECT = 0.02  # the smallest change that matters
+FASTER = 4.0  # z from which good news is told: it is not measured again
+FALSE_ALARM = 0.01  # chance over all cells, where they cannot be measured again
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is expected of a kind of device before it is known."""
+
+    night: float  # standard deviation of a cell's level from night to night, canary's shift taken off
+    process: float  # and between two processes of one night
+    detect: float  # the slowdown that a cell must be able to show, or it is inconclusive
+
+
+RULES = {"cpu": Rule(night=0.015, process=0.014, detect=0.10), "cuda": Rule(night=0.008, process=0.005, detect=0.05)}
 
 
 @dataclass(frozen=True)
@@ -26,38 +47,225 @@ class Judgement:
     verdict: Verdict
     message: str
     passes: bool = True
-    comparison: Comparison | None = None
+    change: float | None = None  # share by which it is slower; below 0 faster
+    suspect: bool = False  # to be measured again before anything is said
 
 
-def judge(cell: Mapping[str, Any], accepted: Mapping[str, Any] | None) -> Judgement:
-    """Judge one measured cell (a record of results) against its accepted one; None where there is none."""
-    status = cell["status"]
-    if accepted is None:
-        words = f"{cell['id']}: {status}, no accepted measurement to compare with{_detail(cell)}"
+@dataclass(frozen=True)
+class Shift:
+    """How far new lies above old, in logarithms, and how well that is known."""
+
+    d: float
+    s: float
+
+    @property
+    def z(self) -> float:
+        """In standard deviations."""
+        return self.d / self.s
+
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the change, as shares."""
+        return math.expm1(self.d - 1.96 * self.s), math.expm1(self.d + 1.96 * self.s)
+
+
+class Reference(Protocol):
+    """What a cell is judged against."""
+
+    @property
+    def status(self) -> str:
+        """Ok or oom."""
+
+    def shift(self, measured: Record) -> Shift:
+        """Of one measurement."""
+
+    def fresh_shift(self, measured: Record) -> Shift:
+        """Of its fresh processes alone."""
+
+    def words(self, measured: Record) -> list[str]:
+        """Lines on what was compared."""
+
+
+@dataclass(frozen=True)
+class Nights:
+    """The accepted nights of one cell."""
+
+    status: str
+    nights: Sequence[Record]  # latency_s and canary of each; empty where the status is not ok
+    pooled: float  # night to night, over all cells of the baseline
+
+    @cached_property
+    def centres(self) -> list[float]:
+        """The level of each night, canary's taken off."""
+        return [corrected(night).centre for night in self.nights]
+
+    @cached_property
+    def deviation(self) -> float:
+        """Of one night's level."""
+        return shrunk(robust_deviation(self.centres), len(self.nights) - 1, self.pooled)
+
+    def shift(self, measured: Record) -> Shift:
+        """Against the middle of the nights; a measurement noisier than nights are counts with its own noise."""
+        now, s = corrected(measured), self.deviation
+        return Shift(now.centre - median(self.centres), math.sqrt(max(s, now.error) ** 2 + self._uncertainty))
+
+    def fresh_shift(self, measured: Record) -> Shift:
+        """The mean over processes, which share one canary."""
+        centres = [corrected(f).centre for f in measured["fresh"]]
+        one = _deviation_of_processes(centres, self.deviation)
+        canary = canary_of(measured["fresh"][0]).error
+        s = math.sqrt(one**2 / len(centres) + canary**2 + self._uncertainty)
+        return Shift(fmean(centres) - median(self.centres), s)
+
+    def words(self, measured: Record) -> list[str]:
+        """Medians of both, and the canary's."""
+        new = measured.get("fresh") or [measured]
+        count = len(self.nights)
+        lines = [
+            f"median latency: {self._latency:.4g} s over {count} accepted"
+            f" {'night' if count == 1 else 'nights'} -> {median(_middle(m) for m in new):.4g} s"
+            + (f" in {len(new)} fresh processes" if "fresh" in measured else "")
+        ]
+        if self.nights[0].get("canary") and new[0].get("canary"):
+            drift = _share(math.expm1(median(canary_of(m).centre for m in new) - self._canary))
+            lines.append(f"canary: the machine takes {drift} for a fixed work (taken off above)")
+        return lines
+
+    @cached_property
+    def _latency(self) -> float:
+        return median(_middle(night) for night in self.nights)
+
+    @cached_property
+    def _canary(self) -> float:
+        return median(canary_of(night).centre for night in self.nights)
+
+    @cached_property
+    def _uncertainty(self) -> float:
+        """Variance of the middle of the nights."""
+        n = len(self.nights)
+        return self.deviation**2 * (MEDIAN if n > 2 else 1) / n
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Another version of one cell, measured in turn with the new one: `against_s` beside each `latency_s`."""
+
+    status: str
+    pooled: float  # of one pair's log ratio, over the cells so far
+    process: float
+
+    def shift(self, measured: Record) -> Shift:
+        """The middle of the pairs' log ratios."""
+        now = ratios(measured)
+        return Shift(now.centre, self._deviation(now))
+
+    def fresh_shift(self, measured: Record) -> Shift:
+        """The mean over pairs of processes."""
+        levels = [ratios(f) for f in measured["fresh"]]
+        centres = [r.centre for r in levels]
+        one = _deviation_of_processes(centres, math.sqrt(fmean(self._deviation(r) ** 2 for r in levels)))
+        return Shift(fmean(centres), one / math.sqrt(len(centres)))
+
+    def words(self, measured: Record) -> list[str]:
+        """Medians of both."""
+        new = measured.get("fresh") or [measured]
+        old = median(t for m in new for t in m["against_s"])
+        now = median(t for m in new for t in m["latency_s"])
+        where = f"{len(new)} fresh pairs of processes" if "fresh" in measured else "one pair of processes"
+        pairs = sum(len(m["latency_s"]) for m in new)
+        return [f"median latency: {old:.4g} s -> {now:.4g} s, {pairs} pairs in turn in {where}"]
+
+    def _deviation(self, pairs: Level) -> float:
+        one = shrunk(pairs.scatter, pairs.count - 1, self.pooled)
+        return math.sqrt(MIDDLE * one**2 / pairs.count + self.process**2)
+
+
+def corrected(measured: Record) -> Level:
+    """The level of a measurement's latencies, the canary's taken off."""
+    now, canary = level([math.log(t) for t in measured["latency_s"]]), canary_of(measured)
+    return replace(now, centre=now.centre - canary.centre, error=math.hypot(now.error, canary.error))
+
+
+def canary_of(measured: Record) -> Level:
+    """What the canary read around a measurement; nothing where it could not be read."""
+    readings = measured.get("canary") or (0.0, 0.0)
+    return Level(readings[0], readings[1], 0.0, 1)
+
+
+def canary_level(readings: Sequence[Sequence[float]]) -> tuple[float, float] | None:
+    """The canary's `canary` of a record, from readings: their middle and its error, in logarithms.
+
+    A reading is the seconds of each of its works.
+    """
+    if not readings:
+        return None
+    read = level([fmean(map(math.log, reading)) for reading in readings])
+    return round(read.centre, 6), round(read.error, 6)
+
+
+def ratios(measured: Record) -> Level:
+    """The level of the log ratios, new over old, of a paired measurement."""
+    pairs = zip(measured["latency_s"], measured["against_s"], strict=True)
+    return level([math.log(new / old) for new, old in pairs])
+
+
+def judge(  # noqa: PLR0911 - a verdict a line
+    cell: Record, reference: Reference | None, *, detect: float | None = None, alone: int = 0
+) -> Judgement:
+    """Judge a measured cell (a record of results) against its reference; None where there is none.
+
+    `detect`: the slowdown that must be visible, in place of the device's. `alone`: where nothing can be measured again,
+    the number of cells that are judged; a suspect cell then needs a z that all of them together rarely reach.
+    """
+    status, detail = cell["status"], f"\n  {cell['detail']}" if cell.get("detail") else ""
+    if reference is None:
+        words = f"{cell['id']}: {status}, no accepted measurement to compare with{detail}"
         return Judgement("no baseline", words, passes=status != "error")
-    if status != accepted["status"]:
+    if status != reference.status:
         # oom -> ok is good news; everything else takes something away.
-        return Judgement(
-            "status changed",
-            f"{cell['id']}: {accepted['status']} -> {status}{_detail(cell)}",
-            passes=status == "ok",
-        )
+        return Judgement("status changed", f"{cell['id']}: {reference.status} -> {status}{detail}", status == "ok")
     if status != "ok":
         return Judgement("same", f"{cell['id']}: {status}, as accepted")
-    new, old = summarise(cell["latency_s"]), summarise(accepted["latency_s"])
-    ratio, threshold = compare(new, old), THRESHOLDS[cell["device"]]
-    verdict: Verdict = "same"
-    if ratio.ratio > 1 + threshold and ratio.low > 1:
-        verdict = "slower"
-    elif ratio.ratio < 1 / (1 + threshold) and ratio.high < 1:
-        verdict = "faster"
-    return Judgement(
-        verdict,
-        f"{cell['id']}: {verdict}, {old.centre:.4g} s -> {new.centre:.4g} s"
-        f" (x{ratio.ratio:.3f}, between x{ratio.low:.3f} and x{ratio.high:.3f})",
-        comparison=ratio,
-    )
+    shift = reference.shift(cell)
+    least = math.log1p(EFFECT)
+    suspect = shift.z > SCREEN and shift.d > least / 2
+    slower = False
+    if suspect and "fresh" in cell:
+        shift = reference.fresh_shift(cell)
+        slower = shift.z > CONFIRM and shift.d > least
+    elif suspect and alone:
+        slower = shift.z > NormalDist().inv_cdf(1 - FALSE_ALARM / alone) and shift.d > least
+    if slower:
+        return _judgement("slower", cell, reference, shift, passes=False)
+    if suspect and not alone and "fresh" not in cell:
+        return replace(_judgement("inconclusive", cell, reference, shift), suspect=True)
+    if shift.z < -FASTER and shift.d < -least:
+        return _judgement("faster", cell, reference, shift)
+    smallest = detectable(reference.shift(cell).s, SCREEN)
+    if smallest > (detect or RULES[cell["device"]].detect):
+        return _judgement("inconclusive", cell, reference, shift, f"; could have seen {smallest:.0%}, not less")
+    return _judgement("same", cell, reference, shift)
 
 
-def _detail(cell: Mapping[str, Any]) -> str:
-    return f"\n{cell['detail']}" if cell.get("detail") else ""
+def _judgement(
+    verdict: Verdict, cell: Record, reference: Reference, shift: Shift, more: str = "", *, passes: bool = True
+) -> Judgement:
+    low, high = shift.interval()
+    change = math.expm1(shift.d)
+    words = [
+        f"{cell['id']}: {verdict}, {_share(change)} ({low:+.1%} to {high:+.1%}, z {shift.z:.1f}){more}",
+        *reference.words(cell),
+    ]
+    return Judgement(verdict, "\n  ".join(words), passes, change)
+
+
+def _share(change: float) -> str:
+    return f"{abs(change):.1%} {'longer' if change > 0 else 'less'}"
+
+
+def _middle(measured: Record) -> float:
+    return summarise(measured["latency_s"]).centre
+
+
+def _deviation_of_processes(centres: Sequence[float], expected: float) -> float:
+    """Of one process, from how the fresh ones differ and from what was expected."""
+    return shrunk(math.sqrt(variance(centres)), len(centres) - 1, expected) if len(centres) > 1 else expected

@@ -20,8 +20,8 @@ from slimcore.bench.statistics import summarise
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from slimcore.bench.canary import Canary
     from slimcore.bench.cell import Cell
-    from slimcore.bench.engines import Engine
 
 
 T = TypeVar("T")
@@ -47,18 +47,61 @@ class Timing:
     latency_s: list[float] = field(default_factory=list)  # one whole generate each
     ttft_s: list[float] = field(default_factory=list)  # generate of one token, in pairs with latency_s
     warmup_s: list[float] = field(default_factory=list)
+    canary_s: list[list[float]] = field(default_factory=list)  # readings before and after: product, copy
     peak_bytes: int | None = None  # CUDA: allocated; CPU: resident set of the process; None where it cannot be read
 
     def as_dict(self) -> dict[str, Any]:
         """The fields by name, for JSON; times to a nanosecond."""
         rounded = {k: [round(s, 9) for s in getattr(self, k)] for k in ("latency_s", "ttft_s", "warmup_s")}
-        return {"status": self.status, "detail": self.detail, **rounded, "peak_bytes": self.peak_bytes}
+        rest = {"canary_s": self.canary_s, "peak_bytes": self.peak_bytes}
+        return {"status": self.status, "detail": self.detail} | rounded | rest
 
 
-def measure(model: PreTrainedModel, cell: Cell, protocol: Protocol) -> Timing:
-    """Time `cell` on `model`, which lies on the cell's device. Out of memory is a Timing of status `oom`."""
-    timing, refusal = unless_out_of_memory(lambda: _measure(model, cell, protocol), cell.device)
+def measure(model: PreTrainedModel, cell: Cell, protocol: Protocol, canary: Canary | None = None) -> Timing:
+    """Time `cell` on `model`, which lies on the cell's device. Out of memory is a Timing of status `oom`.
+
+    With a `canary`, that is read before and after.
+    """
+    timing, refusal = unless_out_of_memory(lambda: _measure(model, cell, protocol, canary), cell.device)
     return timing or Timing("oom", refusal)
+
+
+class Generation:
+    """One cell on its model, ready to be timed."""
+
+    def __init__(self, model: PreTrainedModel, cell: Cell) -> None:
+        self._engine, self._model, self._new = engine_named(cell.engine), model, cell.output_tokens
+        special = {i for i in (model.config.bos_token_id, model.config.pad_token_id) if isinstance(i, int)}
+        eos = model.config.eos_token_id
+        special |= {eos} if isinstance(eos, int) else set(eos or ())
+        shape = (cell.batch, cell.input_tokens)
+        self._ids = prompt(model.config.vocab_size, special, shape, seed=0).to(model.device)
+
+    def whole(self) -> float:
+        """Seconds of one whole generate."""
+        return self._timed(self._new)
+
+    def first(self) -> float:
+        """Seconds to the first token."""
+        return self._timed(1)
+
+    def warm_up(self, protocol: Protocol, seconds: list[float]) -> None:
+        """Run until the last three agree, at most `protocol.warmups[1]` times; `seconds` takes each."""
+        least, most = protocol.warmups
+        while len(seconds) < least or (len(seconds) < most and not _steady(seconds[-3:], protocol.steady)):
+            seconds.append(self.whole())
+
+    def _timed(self, new_tokens: int) -> float:
+        """Generate once, check the length of every row, and return the seconds it took."""
+        _synchronise(self._ids.device)
+        start = perf_counter()
+        output = self._engine(self._model, self._ids, new_tokens)
+        _synchronise(self._ids.device)
+        seconds = perf_counter() - start
+        expected = (self._ids.shape[0], self._ids.shape[1] + new_tokens)
+        if tuple(output.shape) != expected:
+            raise RuntimeError(f"generate returned {tuple(output.shape)}, not {expected}: it stopped early")
+        return seconds
 
 
 def unless_out_of_memory(work: Callable[[], T], device: str) -> tuple[T | None, str]:
@@ -72,13 +115,19 @@ def unless_out_of_memory(work: Callable[[], T], device: str) -> tuple[T | None, 
         refusal = str(error).strip().splitlines()[0]
         release(error)
     # Outside the except block: until it is left, the exception itself is alive.
-    gc.collect()
+    give_back(device)
     if device == "cuda":
-        torch.cuda.empty_cache()
         kept = _allocated(device) - before
         if kept > 0:
             refusal += f" ({kept:,} bytes stayed allocated)"
     return None, refusal
+
+
+def give_back(device: str) -> None:
+    """Return memory that nothing holds any more to the device."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -98,54 +147,26 @@ def prompt(vocabulary: int, special: set[int], shape: tuple[int, int], seed: int
     return ids
 
 
-def _measure(model: PreTrainedModel, cell: Cell, protocol: Protocol) -> Timing:
-    engine = engine_named(cell.engine)
-    special = {i for i in (model.config.bos_token_id, model.config.pad_token_id) if isinstance(i, int)}
-    eos = model.config.eos_token_id
-    special |= {eos} if isinstance(eos, int) else set(eos or ())
-    shape = (cell.batch, cell.input_tokens)
-    ids = prompt(model.config.vocab_size, special, shape, seed=0).to(model.device)
+def _measure(model: PreTrainedModel, cell: Cell, protocol: Protocol, canary: Canary | None) -> Timing:
     timing = Timing("ok")
-    with _quiet():
-        whole = _timer(engine, model, ids, cell.output_tokens)
-        first = _timer(engine, model, ids, 1)
+    generation = Generation(model, cell)
+    with quiet():
         with _peak_memory(cell.device, timing):
-            timing.warmup_s.append(whole())
-        _warm_up(whole, timing.warmup_s, protocol)
-        first()
-        _repeat(whole, first, timing, protocol)
+            timing.warmup_s.append(generation.whole())
+        generation.warm_up(protocol, timing.warmup_s)
+        generation.first()
+        before = canary.read() if canary else []
+        _repeat(generation, timing, protocol)
+        after = canary.read() if canary else []
+    timing.canary_s = [reading for reading in (before, after) if reading]
     return timing
-
-
-def _timer(engine: Engine, model: PreTrainedModel, ids: Tensor, new_tokens: int) -> Callable[[], float]:
-    """A function that generates once, checks the length of every row, and returns the seconds it took."""
-    expected = (ids.shape[0], ids.shape[1] + new_tokens)
-
-    def timed() -> float:
-        _synchronise(ids.device)
-        start = perf_counter()
-        output = engine(model, ids, new_tokens)
-        _synchronise(ids.device)
-        seconds = perf_counter() - start
-        if tuple(output.shape) != expected:
-            raise RuntimeError(f"generate returned {tuple(output.shape)}, not {expected}: it stopped early")
-        return seconds
-
-    return timed
-
-
-def _warm_up(whole: Callable[[], float], seconds: list[float], protocol: Protocol) -> None:
-    """Run until the last three agree, at most `protocol.warmups[1]` times."""
-    least, most = protocol.warmups
-    while len(seconds) < least or (len(seconds) < most and not _steady(seconds[-3:], protocol.steady)):
-        seconds.append(whole())
 
 
 def _steady(seconds: list[float], within: float) -> bool:
     return max(seconds) <= min(seconds) * (1 + within)
 
 
-def _repeat(whole: Callable[[], float], first: Callable[[], float], timing: Timing, protocol: Protocol) -> None:
+def _repeat(generation: Generation, timing: Timing, protocol: Protocol) -> None:
     """Pairs of (first token, whole) until the median is tight or the time is used."""
     least, most = protocol.repeats
     spent = 0.0
@@ -154,8 +175,8 @@ def _repeat(whole: Callable[[], float], first: Callable[[], float], timing: Timi
         and spent < protocol.seconds
         and summarise(timing.latency_s).spread > protocol.tight
     ):
-        timing.ttft_s.append(first())
-        timing.latency_s.append(whole())
+        timing.ttft_s.append(generation.first())
+        timing.latency_s.append(generation.whole())
         spent += timing.ttft_s[-1] + timing.latency_s[-1]
 
 
@@ -169,7 +190,7 @@ def _allocated(device: str) -> int:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No garbage collection and no autograd while timing."""
     gc.collect()
     enabled = gc.isenabled()

@@ -5,27 +5,33 @@ A test that takes the fixture `cell` runs once for every cell of the grid.
 
 from __future__ import annotations
 
+import shlex
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from slimcore.errors import SlimcoreError
+from slimcore.errors import ResultsError, SlimcoreError
 
 if TYPE_CHECKING:
     from slimcore.bench.cell import Cell, Grid
-    from slimcore.bench.session import Session
+    from slimcore.bench.session import Places, Session
 
 MARKS = {"cpu": "cpu", "cuda": "gpu"}  # device -> mark
 DEFAULTS = ("cpu", "gpu")  # grids, where none is named
 AXES = ("models", "methods", "inputs", "outputs", "batches")
 
 _GRIDS = pytest.StashKey["list[Grid]"]()
-_SESSION = pytest.StashKey["Session"]()
-_MEASURED = pytest.StashKey[str]()
+_SESSION = pytest.StashKey["Session"]()  # of a process that measures
+_REFUSED = pytest.StashKey[str]()  # why a worker cannot
+_RUN = pytest.StashKey[Path]()  # the folder of results, on the controller of workers
+_SLOTS = pytest.StashKey[dict[str, int]]()
+_STAMP = pytest.StashKey[str]()
+_LINES = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -43,7 +49,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         group.addoption(f"--perf-{name}", type=kind, metavar="A,B", help=f"{text}; in place of the grid's")
     group.addoption("--perf-seconds", type=float, default=6.0, help="time for the repeats of a cell (default: 6)")
     group.addoption("--perf-resume", nargs="?", const="latest", metavar="RUN", help="go on with a run, or the latest")
-    group.addoption("--perf-update", action="store_true", help="accept what this run measures as the baseline")
+    group.addoption("--perf-against", metavar="REF", help="measure a git ref, or a folder, in turn with this version")
+    group.addoption("--perf-aa", type=_count, metavar="N", help="measure this version against itself N times")
+    group.addoption("--perf-shard", type=_shard, metavar="K/N", help="measure part K of N; slimcore merge joins them")
+    group.addoption("--perf-detect", type=float, metavar="SHARE", help="slowdown that must be visible (0.05, CPU 0.1)")
+    group.addoption("--perf-strict", action="store_true", help="inconclusive and no baseline fail")
+    group.addoption("--perf-update", nargs="?", const="add", choices=("add", "replace"),
+                    help="accept this run as a night; replace: cells that moved start anew")  # fmt: skip
+    group.addoption("--perf-reason", metavar="TEXT", help="why this run is accepted")
+    group.addoption("--perf-allow", type=_names, default=[], metavar="A,B", help="accept dirty,missing,inconclusive")
+    group.addoption("--perf-pin", action="store_true", help="accept this run as a release, to measure drift against")
     group.addoption("--perf-reports", type=Path, metavar="DIR", help="where runs are written (default: reports)")
     group.addoption("--perf-baselines", type=Path, metavar="DIR", help="where baselines lie (default: baselines)")
     parser.addini("perf_grids", "file of grids", type="string", default="perf/grids.toml")
@@ -60,52 +75,98 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(trylast=True)  # after -m and -k
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where the grids of both devices are left, keep that of the device that is here."""
+    """Where the grids of both devices are left, keep that of the device that is here; then this part of it."""
     devices = {cell.device for item in items if (cell := _cell(item))}
+    dropped = []
     if len(devices) > 1:
         wanted = "cuda" if _cuda() else "cpu"
-        others = [item for item in items if (cell := _cell(item)) and cell.device != wanted]
-        config.hook.pytest_deselected(items=others)
-        items[:] = [item for item in items if item not in others]
+        dropped = [item for item in items if (cell := _cell(item)) and cell.device != wanted]
+    cells = [cell for item in items if (cell := _cell(item)) and item not in dropped]
+    if config.option.perf_shard and cells:
+        from slimcore.bench.cell import shard
+
+        try:
+            own = set(shard(cells, *config.option.perf_shard))
+        except SlimcoreError as error:
+            raise pytest.UsageError(str(error)) from None
+        dropped += [item for item in items if (cell := _cell(item)) and item not in dropped and cell not in own]
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = [item for item in items if item not in dropped]
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtestloop(session: pytest.Session) -> None:
-    """Refuse a run that could measure nothing; open the run."""
-    from slimcore.bench.measure import Protocol
-    from slimcore.bench.session import Places
-    from slimcore.bench.session import Session as Measuring
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse what cannot go together; give a worker its GPU before anything looks for one."""
+    option = config.option
+    if option.perf_against and option.perf_aa:
+        raise pytest.UsageError("--perf-aa measures this version against itself: leave --perf-against out")
+    if getattr(option, "tx", None) and (option.perf_against or option.perf_aa):
+        raise pytest.UsageError("--perf-against and --perf-aa need the machine for themselves: run without -n")
+    if option.perf_update and not option.perf_reason:
+        raise pytest.UsageError("--perf-update needs --perf-reason TEXT: why these measurements are right")
+    if hasattr(config, "workerinput"):
+        from slimcore.bench.parallel import own_gpu
 
+        own_gpu(config.workerinput["slimcore_slot"])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker its place and the run's name."""
+    from slimcore.bench import results
+    from slimcore.bench.parallel import free_slot
+
+    stash = node.config.stash
+    node.workerinput["slimcore_slot"] = free_slot(stash.setdefault(_SLOTS, {}), node.gateway.id)
+    node.workerinput["slimcore_stamp"] = stash.setdefault(_STAMP, results.stamp())
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Free a worker's place."""
+    node.config.stash.get(_SLOTS, {}).pop(node.gateway.id, None)
+
+
+@pytest.hookimpl(optionalhook=True, tryfirst=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Where nothing else was asked for, whole subjects go to a worker."""
+    if config.option.dist != "load":
+        return None
+    from slimcore.bench.parallel import BySubject
+
+    return BySubject(config, log)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
+    """Refuse a run that could measure nothing; open the run; conclude it, and fail for what only the whole shows."""
     config = session.config
-    cells = [cell for item in session.items if (cell := _cell(item))]
-    if (
-        not cells
-        or config.option.collectonly
-        or (session.testsfailed and not config.option.continue_on_collection_errors)
-    ):
-        return
-    if hasattr(config, "workerinput"):  # the fixture `bench` says why
-        return
-    if cells[0].device == "cuda" and not _cuda():
-        raise pytest.UsageError(f"0 of {len(cells)} cells measured: no CUDA device")
-    option, root = config.option, config.rootpath
-    places = Places(root, option.perf_reports or root / "reports", option.perf_baselines or root / "baselines")
-    grid = next(grid for grid in config.stash[_GRIDS] if grid.device == cells[0].device)
+    cells = [cell for item in session.items if (cell := _cell(item))] if hasattr(session, "items") else []
+    failed = session.testsfailed and not config.option.continue_on_collection_errors
+    if cells and not config.option.collectonly and not failed:
+        try:
+            config.stash[_SESSION] = _open(config, session.items, cells)
+        except SlimcoreError as error:
+            if not hasattr(config, "workerinput"):
+                raise pytest.UsageError(str(error)) from None
+            config.stash[_REFUSED] = str(error)  # the fixture `bench` says it, cell by cell
     try:
-        config.stash[_SESSION] = Measuring(
-            grid, cells, places, Protocol(seconds=option.perf_seconds), option.perf_resume
-        )
-    except SlimcoreError as error:
-        raise pytest.UsageError(str(error)) from None
+        return (yield)
+    finally:
+        if _SESSION in config.stash:
+            config.stash[_SESSION].close()
+        if not hasattr(config, "workerinput"):
+            _conclude(session)
 
 
 @pytest.fixture(scope="session")
 def bench(pytestconfig: pytest.Config) -> Session:
     """What measures and judges cells."""
-    if hasattr(pytestconfig, "workerinput"):
-        pytest.fail("cells are timed one at a time, or they would slow each other down: run without -n", pytrace=False)
+    if _REFUSED in pytestconfig.stash:
+        pytest.fail(pytestconfig.stash[_REFUSED], pytrace=False)
     session = pytestconfig.stash[_SESSION]
-    session.building = lambda: _progress_shown(pytestconfig)
+    session.ways.building = lambda: _progress_shown(pytestconfig)
     return session
 
 
@@ -118,30 +179,113 @@ def pytest_runtest_makereport(
     session = item.config.stash.get(_SESSION, None)
     cell = _cell(item)
     if call.when == "call" and session is not None and cell is not None:
-        report.perf = session.line(cell)  # type: ignore[attr-defined]
+        # Plain text: it has to reach the controller.
+        report.perf, report.perf_verdict = session.line(cell)  # type: ignore[attr-defined]
+        report.perf_run = str(session.run.folder)  # type: ignore[attr-defined]
     return report
 
 
-def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
-    """With -v, say the figures and the verdict in place of PASSED."""
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Learn from a worker where the run lies."""
+    node = getattr(report, "node", None)
+    if node is not None and hasattr(report, "perf_run"):
+        node.config.stash[_RUN] = Path(report.perf_run)
+
+
+def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, Any] | None:
+    """With -v, say the figures and the verdict in place of PASSED; a cell that cannot be judged is not green."""
     words = getattr(report, "perf", None)
-    return ("passed", ".", words) if words and report.passed else None
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Write the report; accept the run where that was asked."""
-    measuring = session.config.stash.get(_SESSION, None)
-    if measuring is not None and not measuring.finish(update=session.config.option.perf_update):
-        session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+    if not words or not report.passed:
+        return None
+    if getattr(report, "perf_verdict", "") == "inconclusive":
+        return "inconclusive", "i", (words, {"yellow": True})
+    return "passed", ".", words
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Say what the run showed; the report's path last."""
-    measuring = config.stash.get(_SESSION, None)
-    if measuring is not None:
+    if _LINES in config.stash:
         terminalreporter.section("slimcore")
-        for line in measuring.summary:
+        for line in config.stash[_LINES]:
             terminalreporter.write_line(line)
+
+
+def _open(config: pytest.Config, items: Sequence[pytest.Item], cells: Sequence[Cell]) -> Session:
+    from slimcore.bench.measure import Protocol
+    from slimcore.bench.session import Options, Session
+
+    option, worker = config.option, getattr(config, "workerinput", {})
+    grid = next(grid for grid in config.stash[_GRIDS] if grid.device == cells[0].device)
+    workers = worker.get("workercount", 1)
+    if cells[0].device == "cuda" and not _cuda():
+        why = f": -n {workers} needs as many" if worker else ""
+        raise ResultsError(f"0 of {len(cells)} cells measured: no CUDA device{why}")
+    if worker and cells[0].device == "cpu":
+        from slimcore.bench.parallel import own_cores
+
+        own_cores(worker["slimcore_slot"], workers)
+    options = Options(
+        resume=option.perf_resume,
+        against=option.perf_against,
+        aa=option.perf_aa,
+        detect=option.perf_detect,
+        strict=option.perf_strict,
+        shard="/".join(map(str, option.perf_shard)) if option.perf_shard else None,
+        again={cell.id: _again(config, item) for item in items if (cell := _cell(item))},
+        name=f"{grid.name}-{worker['slimcore_stamp']}" if worker else None,
+        worker=worker.get("workerid", ""),
+        workers=workers,
+    )
+    return Session(grid, cells, _places(config), Protocol(seconds=option.perf_seconds), options)
+
+
+def _conclude(session: pytest.Session) -> None:
+    """Judge the whole run, write the report, accept it where that was asked; what fails is a failed test."""
+    from slimcore.bench import results
+    from slimcore.bench.conclusion import Update, conclude, find
+    from slimcore.bench.judging import judge_of
+
+    config = session.config
+    option, measuring = config.option, config.stash.get(_SESSION, None)
+    folder = measuring.run.folder if measuring else config.stash.get(_RUN, None)
+    if folder is None:
+        return
+    run = results.read(folder)
+    update = None
+    if option.perf_update:
+        update = Update(option.perf_reason, option.perf_update == "replace", option.perf_allow, option.perf_pin)
+    judge = measuring.judge if measuring else judge_of(run, _places(config).baselines)
+    conclusion = conclude(find(run, judge), update=update, resumed=measuring.resumed if measuring else 0)
+    config.stash[_LINES] = conclusion.lines
+    session.testscollected += len(conclusion.failures)
+    for check in conclusion.failures:
+        for when, outcome, words in (("call", "failed", check.message), ("teardown", "passed", None)):
+            config.hook.pytest_runtest_logreport(
+                report=pytest.TestReport(
+                    nodeid=f"whole run::{check.name}",
+                    location=("whole run", None, check.name),
+                    keywords={},
+                    outcome=outcome,  # type: ignore[arg-type]
+                    longrepr=words,
+                    when=when,  # type: ignore[arg-type]
+                )
+            )
+
+
+def _places(config: pytest.Config) -> Places:
+    from slimcore.bench.session import Places
+
+    option, root = config.option, config.rootpath
+    return Places(root, option.perf_reports or root / "reports", option.perf_baselines or root / "baselines")
+
+
+def _again(config: pytest.Config, item: pytest.Item) -> str:
+    """The command that measures one cell again."""
+    option = config.option
+    options = [f"--perf-grid={option.perf_grid}"] if option.perf_grid else []
+    given = {axis: values for axis in AXES if (values := getattr(option, f"perf_{axis}"))}
+    options += [f"--perf-{axis}={','.join(map(str, values))}" for axis, values in given.items()]
+    return shlex.join(["pytest", item.nodeid, *options])
 
 
 def _narrowed(config: pytest.Config) -> list[Grid]:
@@ -154,7 +298,7 @@ def _narrowed(config: pytest.Config) -> list[Grid]:
         grids = load_grids(config.rootpath / config.getini("perf_grids"))
         chosen = [grid_named(grids, named)] if named else [grids[name] for name in DEFAULTS if name in grids]
         config.stash[_GRIDS] = chosen
-        return [grid.narrow(**axes) for grid in chosen]
+        return [replace(grid.narrow(**axes), rounds=config.option.perf_aa or 1) for grid in chosen]
     except SlimcoreError as error:
         raise pytest.Collector.CollectError(str(error)) from None
 
@@ -197,3 +341,15 @@ def _numbers(text: str) -> list[int]:
     if min(numbers) < 1:
         raise ValueError
     return numbers
+
+
+def _count(text: str) -> int:
+    (number,) = _numbers(text)
+    return number
+
+
+def _shard(text: str) -> tuple[int, int]:
+    number, count = (int(part) for part in text.split("/"))
+    if not 1 <= number <= count:
+        raise ValueError
+    return number, count

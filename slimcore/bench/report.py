@@ -2,41 +2,68 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pandas as pd
 
 from slimcore.bench import figures
-from slimcore.bench.baseline import Baseline
+from slimcore.bench.baseline import Baseline, cost_of
 from slimcore.bench.cell import DENSE
-from slimcore.bench.gate import Judgement, judge
+from slimcore.bench.checks import Check, changed_costs
+from slimcore.bench.gate import SCREEN, Judgement, ratios
+from slimcore.bench.judging import Judge
 from slimcore.bench.results import Record, Run, throughput
-from slimcore.bench.statistics import Comparison, compare, summarise
+from slimcore.bench.statistics import (
+    MIDDLE,
+    Comparison,
+    compare,
+    detectable,
+    repeats_for,
+    robust_deviation,
+    summarise,
+)
 from slimcore.cost import human
 from slimcore.files import write_text
 
 REPORT = "report.md"
 
 
-def write(run: Run, baseline: Baseline | None, planned: set[str]) -> Path:
-    """Write the report and its figure into the run's folder; return the report's path.
+@dataclass(frozen=True)
+class Findings:
+    """A run, and what was found."""
 
-    `planned`: ids of the whole grid, to name accepted cells that are gone from it.
-    """
-    cells = _cells(run)
+    run: Run
+    judge: Judge
+    cells: Mapping[str, Record]  # of the run, in its order
+    verdicts: Mapping[str, Judgement]
+    failures: Sequence[Check]  # of the whole run
+
+    @property
+    def baseline(self) -> Baseline:
+        """What was judged against."""
+        return self.judge.baseline
+
+
+def write(found: Findings) -> Path:
+    """Write the report and its figure into the run's folder; return the report's path."""
+    run, cells = found.run, found.cells
     drawn = figures.draw(list(cells.values()), run.subjects, run.folder)
     sections = [
         f"# {run.start['grid']} on {run.start['machine']}",
         _paragraph(_headline(run, cells)),
         f"![Throughput against latency]({drawn.name})" if drawn else "No cell has a time to draw.",
-        *_model_sections(cells, judgements(cells, baseline)),
+        *_model_sections(cells, found.verdicts),
         "## Footprint and perplexity\n\n" + _footprints(run),
-        "## Verdicts\n\n" + _paragraph(_standing(cells, baseline, planned)),
-        "## Environment\n\n" + _environment(run, baseline),
+        "## Verdicts\n\n" + _paragraph(standing(found)),
+        *(["## Noise\n\n" + _noise(cells, found.verdicts)] if run.start.get("aa") else []),
+        "## Environment\n\n" + _environment(run, found.baseline),
     ]
     path = run.folder / REPORT
     write_text(path, "\n\n".join(sections) + "\n")
@@ -44,17 +71,19 @@ def write(run: Run, baseline: Baseline | None, planned: set[str]) -> Path:
 
 
 def line(cell: Record, judgement: Judgement) -> str:
-    """A cell in a few words: `1.234 s, 13.0 tokens/s, same`."""
+    """A cell in a few words: `1.234 s, 13.0 tokens/s, same (+0.4%)`."""
     if cell["status"] != "ok":
         return f"{cell['status']}, {judgement.verdict}"
     time = summarise(cell["latency_s"])
-    return f"{time.centre:.3f} s, {throughput(cell):.1f} tokens/s, {judgement.verdict}"
+    return f"{time.centre:.3f} s, {throughput(cell):.1f} tokens/s, {_verdict(judgement)}"
 
 
-def summary(run: Run, baseline: Baseline | None, planned: set[str], resumed: int) -> list[str]:
+def summary(found: Findings, resumed: int) -> list[str]:
     """The run in a few lines, for the terminal; `resumed` of its cells were measured by an earlier start."""
-    cells = _cells(run)
-    return [text.replace("**", "") for text in (*_headline(run, cells, resumed), *_standing(cells, baseline, planned))]
+    lines = [*_headline(found.run, found.cells, resumed), *standing(found)]
+    if found.run.start.get("aa"):
+        lines += ["", *_noise(found.cells, found.verdicts).splitlines()]
+    return [text.replace("**", "") for text in lines]
 
 
 def append_step_summary(report: Path) -> None:
@@ -65,22 +94,11 @@ def append_step_summary(report: Path) -> None:
             file.write(report.read_text(encoding="utf-8"))
 
 
-def judgements(cells: Mapping[str, Record], baseline: Baseline | None) -> dict[str, Judgement]:
-    """Every cell judged against the baseline."""
-    accepted = baseline.cells if baseline else {}
-    return {i: judge(c, accepted.get(i)) for i, c in cells.items()}
-
-
-def gone(baseline: Baseline | None, planned: set[str]) -> list[str]:
-    """Accepted cells that the grid no longer has."""
-    return sorted(set(baseline.cells) - planned) if baseline else []
-
-
 def speedup(cell: Record, cells: Mapping[str, Record]) -> Comparison | None:
     """How many times faster than the dense model's cell of the same shape; None where either has no time."""
     same = ("model", "input_tokens", "output_tokens", "batch", "engine", "dtype")
     for other in cells.values():
-        if other["method"] == DENSE and all(other[k] == cell[k] for k in same):
+        if other["method"] == DENSE and other["round"] == cell["round"] and all(other[k] == cell[k] for k in same):
             if cell["status"] == other["status"] == "ok":
                 return compare(summarise(other["latency_s"]), summarise(cell["latency_s"]))
             return None
@@ -88,16 +106,12 @@ def speedup(cell: Record, cells: Mapping[str, Record]) -> Comparison | None:
 
 
 def tpot(cell: Record) -> float | None:
-    """Seconds a token after the first: median over pairs of (latency - TTFT) / (N - 1); None for one token."""
+    """Seconds a token after the first: median over pairs of (latency - TTFT) / (N - 1); None where there is none."""
     steps = cell["output_tokens"] - 1
-    if steps < 1:
+    if steps < 1 or not cell["ttft_s"]:
         return None
     pairs = zip(cell["latency_s"], cell["ttft_s"], strict=True)
     return float(pd.Series([(whole - first) / steps for whole, first in pairs]).median())
-
-
-def _cells(run: Run) -> dict[str, Record]:
-    return {i: run.cells[i] for i in run.planned if i in run.cells}
 
 
 def _paragraph(lines: list[str]) -> str:
@@ -148,7 +162,7 @@ def _row(cell: Record, cells: Mapping[str, Record], judgement: Judgement) -> dic
         row |= {
             "latency (s)": f"{time.centre:.3f} ({time.low:.3f} to {time.high:.3f})",
             "tokens/s": f"{throughput(cell):.1f}",
-            "TTFT (ms)": f"{1e3 * summarise(cell['ttft_s']).centre:.1f}",
+            "TTFT (ms)": f"{1e3 * summarise(cell['ttft_s']).centre:.1f}" if cell["ttft_s"] else "",
             "TPOT (ms)": "" if step is None else f"{1e3 * step:.2f}",
             "peak memory": human(cell["peak_bytes"], "B") if cell["peak_bytes"] else "",
             "vs dense": "" if gain is None or cell["method"] == DENSE else _against_dense(gain),
@@ -156,7 +170,13 @@ def _row(cell: Record, cells: Mapping[str, Record], judgement: Judgement) -> dic
     else:
         row["latency (s)"] = "out of memory" if cell["status"] == "oom" else cell["status"]
     name = cell["id"].removeprefix(cell["model"] + "/")
-    return {"cell": name} | row | {"verdict": judgement.verdict}
+    return {"cell": name} | row | {"verdict": _verdict(judgement)}
+
+
+def _verdict(judgement: Judgement) -> str:
+    """`slower (+10.3%)`."""
+    change = judgement.change
+    return judgement.verdict if change is None else f"{judgement.verdict} ({change:+.1%})"
 
 
 def _against_dense(gain: Comparison) -> str:
@@ -180,6 +200,7 @@ def _footprints(run: Run) -> str:
                 "weights": human(cost["weight_bytes"], "B"),
                 "FLOPs/token": human(cost["flops_per_token"], "FLOP"),
                 "KV cache/token": human(cost["kv_bytes_per_token"], "B"),
+                "operators/token": f"{cost['operator_calls_per_token']:,}",
                 "perplexity": _perplexity(subject),
             }
         )
@@ -198,25 +219,73 @@ def _perplexity(subject: Record) -> str:
     return f"{subject['perplexity']['value']:.2f}" if subject["perplexity"] else ""
 
 
-def _standing(cells: Mapping[str, Record], baseline: Baseline | None, planned: set[str]) -> list[str]:
-    """How the cells stand against the baseline."""
-    if baseline is None:
-        return ["No baseline for this machine and grid yet: --perf-update accepts a run."]
-    verdicts = judgements(cells, baseline)
-    count = Counter(j.verdict for j in verdicts.values())
-    lines = ["Against the baseline: " + (", ".join(f"{n} {v}" for v, n in count.items()) or "no cell to compare") + "."]
-    lines += [f"- {j.message}" for j in verdicts.values() if j.verdict != "same"]
-    lines += [f"- {i}: accepted, but no longer in the grid" for i in gone(baseline, planned)]
-    return lines
+def standing(found: Findings) -> list[str]:
+    """How the cells stand against what they are compared with, and the whole run."""
+    against = found.run.start.get("against")
+    if against is None and not found.baseline.nights:
+        others = found.baseline.others()
+        lines = ["No baseline for this machine and grid yet: --perf-update --perf-reason TEXT accepts a run."]
+        if others:
+            lines.append(f"- other machines have one, with which nothing here is compared: {', '.join(others)}")
+    else:
+        count = Counter(j.verdict for j in found.verdicts.values())
+        nights = len(found.baseline.nights)
+        what = against or f"the baseline of {nights} {'night' if nights == 1 else 'nights'}"
+        lines = [f"Against {what}: " + (", ".join(f"{n} {v}" for v, n in count.items()) or "no cell to compare") + "."]
+        lines += [f"- {j.message}" for j in found.verdicts.values() if j.verdict != "same"]
+    for (model, method), subject in found.run.subjects.items():
+        old = found.run.against.get((model, method)) if against else None
+        known = cost_of(old) if old else found.baseline.costs.get(f"{model}/{method}")
+        better = [line for line, worse in changed_costs(cost_of(subject), known) if not worse]
+        if better:
+            lines.append(f"- {model}/{method} costs less: {'; '.join(better)}")
+    return lines + [f"- **FAILED** {check.name}: {check.message}" for check in found.failures]
 
 
-def _environment(run: Run, baseline: Baseline | None) -> str:
+def _noise(cells: Mapping[str, Record], verdicts: Mapping[str, Judgement]) -> str:
+    """The same code against itself, cell by cell: what the rule said, and what it could have seen."""
+    alarms = sum(v.verdict == "slower" for v in verdicts.values())
+    runs: dict[int, bool] = {}
+    for i, cell in cells.items():
+        runs[cell["round"]] = runs.get(cell["round"], False) or verdicts[i].verdict == "slower"
+    rows = []
+    for name in dict.fromkeys(i.partition("#")[0] for i in cells):
+        own = [c for i, c in cells.items() if i.partition("#")[0] == name and c["status"] == "ok" and "against_s" in c]
+        if len(own) < 2:
+            continue
+        levels = [ratios(c) for c in own]
+        scatter = median(x.scatter for x in levels)
+        repeats = median(x.count for x in levels)
+        between = robust_deviation([x.centre for x in levels])
+        process = math.sqrt(max(0.0, between**2 - MIDDLE * scatter**2 / repeats))
+        reach = repeats_for(0.05, SCREEN, scatter, process)
+        rows.append(
+            {
+                "cell": name,
+                "runs": str(len(own)),
+                "called slower": str(sum(verdicts[c["id"]].verdict == "slower" for c in own)),
+                "inconclusive": str(sum(verdicts[c["id"]].verdict == "inconclusive" for c in own)),
+                "of one pair": f"{scatter:.1%}",
+                "of a run": f"{between:.1%}",
+                "detectable": f"{detectable(between, SCREEN):.1%}",
+                "pairs in a run": f"{repeats:g}",
+                "pairs for 5 %": "processes differ too much" if reach is None else str(reach),
+            }
+        )
+    return (
+        f"The same code against itself: {alarms} of {len(cells)} comparisons called slower, in {sum(runs.values())} of"
+        f" {len(runs)} runs.\n\n{_table(rows)}\n\nStandard deviations: of one pair's ratio within two processes, of a"
+        " whole run's. Detectable: the slowdown that one run suspects 95 times in 100."
+    )
+
+
+def _environment(run: Run, baseline: Baseline) -> str:
     software: dict[str, Any] = run.start["software"]
     rows = [
         {"": "machine", "this run": run.start["machine"]},
         *({"": k, "this run": str(v)} for k, v in software.items()),
     ]
-    if baseline is not None:
+    if baseline.nights:
         for row in rows[1:]:
             row["baseline"] = str(baseline.software.get(row[""], ""))
     return _table(rows)
@@ -238,6 +307,15 @@ def _table(rows: list[dict[str, str]]) -> str:
         "parameters",
         "perplexity",
         "peak memory",
+        "operators/token",
+        "runs",
+        "called slower",
+        "inconclusive",
+        "of one pair",
+        "of a run",
+        "detectable",
+        "pairs in a run",
+        "pairs for 5 %",
     }
     align = ["right" if name in right else "left" for name in frame.columns]
     return str(frame.to_markdown(index=False, disable_numparse=True, colalign=align))

@@ -1,21 +1,25 @@
-"""One run of the suite: which cells, measuring and judging each, writing it down, and the report at the end."""
+"""One process of the suite measuring: each cell, its verdict, and writing it down."""
 
 from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from slimcore.bench import baseline, results
+from slimcore.bench.alone import Alone
 from slimcore.bench.cell import Cell, Grid
-from slimcore.bench.gate import Judgement, judge
-from slimcore.errors import ResultsError, SlimcoreError
+from slimcore.bench.judging import Judge
+from slimcore.bench.pairs import Pairs
+from slimcore.bench.remote import HERE, checkout
+from slimcore.errors import ResultsError
 
 if TYPE_CHECKING:
+    from slimcore.bench.gate import Judgement
     from slimcore.bench.measure import Protocol, Timing
     from slimcore.bench.results import Record
 
@@ -29,109 +33,116 @@ class Places:
     baselines: Path
 
 
+@dataclass(frozen=True)
+class Options:
+    """How a run is measured and judged, where it is not the usual way."""
+
+    resume: str | None = None  # a run's name, or `latest`
+    against: str | None = None  # a git ref or a folder
+    aa: int | None = None  # this version against itself, so many times
+    detect: float | None = None
+    strict: bool = False
+    shard: str | None = None  # k/n
+    again: Mapping[str, str] = field(default_factory=dict)  # id -> the command that measures it again
+    name: str | None = None  # of a run's folder that several processes share
+    worker: str = ""  # which of them this one is
+    workers: int = 1
+
+
 class Session:
-    """Measures the selected cells of one grid."""
+    """Measures and judges the selected cells of one grid."""
 
     def __init__(
-        self, grid: Grid, cells: Sequence[Cell], places: Places, protocol: Protocol, resume: str | None = None
+        self, grid: Grid, cells: Sequence[Cell], places: Places, protocol: Protocol, options: Options | None = None
     ) -> None:
-        """Open the run's folder: a new one, or with `resume` one that is there. Raises ResultsError."""
+        """Open the run's folder: a new one, or one that is gone on with. Raises ResultsError."""
         from slimcore.bench import environment
-        from slimcore.bench.subject import Subjects
 
-        machine = environment.machine_key(grid.device)
-        self.path = baseline.path_of(places.baselines, machine, grid.name)
-        self.accepted = baseline.read(self.path)
-        self.run = (
-            results.resume(places.reports, resume, grid.name) if resume else results.create(places.reports, grid.name)
+        self._options = options = options or Options()
+        machine = environment.machine_key(grid.device, options.workers)
+        accepted = baseline.read(places.baselines, machine, grid.name, grid.device)
+        self._unpacked: TemporaryDirectory[str] | None = None
+        against, name = HERE, "itself" if options.aa else None
+        if options.against is not None:
+            self._unpacked = TemporaryDirectory(prefix="slimcore-")
+            against, name = checkout(places.root, options.against, Path(self._unpacked.name))
+        if options.resume:
+            self.run = results.resume(places.reports, options.resume, grid.name, options.worker)
+        elif options.name:
+            self.run = results.share(places.reports, options.name, options.worker)
+        else:
+            self.run = results.create(places.reports, grid.name)
+        start = {
+            "kind": "run",
+            "schema": results.SCHEMA,
+            "grid": grid.name,
+            "device": grid.device,
+            "machine": machine,
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "shard": options.shard,
+            "against": name,
+            "aa": options.aa,
+            "detect": options.detect,
+            "strict": options.strict,
+            "software": environment.software(places.root, grid.device),
+            "grid_cells": list(dict.fromkeys(cell.id for cell in (*grid.cells(), *cells))),
+            "cells": [cell.id for cell in cells],
+        }
+        self._check_same(start)
+        self.judge = Judge(accepted, start, again=options.again)
+        self.ways = (
+            Alone(self.run, protocol, grid.device) if name is None else Pairs(self.run, (against, HERE), protocol)
         )
-        if self.run.starts and (self.run.start["machine"], self.run.start["grid"]) != (machine, grid.name):
-            raise ResultsError(
-                f"{self.run.folder} was measured with grid {self.run.start['grid']!r} on {self.run.start['machine']},"
-                f" this is {grid.name!r} on {machine}: start a new run, without --perf-resume"
-            )
-        self._grid_ids = {cell.id for cell in grid.cells()}
-        self._protocol = protocol
-        self.summary: list[str] = []
-        self.building: Callable[[], AbstractContextManager[None]] = nullcontext  # around the long work before a cell
         self._done = dict(self.run.done)
-        self._resumed = sum(cell.id in self._done for cell in cells)
-        self.subjects = Subjects(dict(self.run.subjects))
-        self._write(
-            {
-                "kind": "run",
-                "schema": results.SCHEMA,
-                "grid": grid.name,
-                "machine": machine,
-                "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-                "software": environment.software(places.root, grid.device),
-                "cells": list(dict.fromkeys([*self.run.planned, *(cell.id for cell in cells)])),
-            }
-        )
+        self.resumed = sum(cell.id in self._done for cell in cells)
+        self._write(start)
 
-    def measure(self, cell: Cell) -> Record:
-        """The record of `cell`: from the run that is gone on with, or measured and written down now.
+    def measure(self, cell: Cell) -> Judgement:
+        """Measure `cell`, or take it from the run that is gone on with; measure a suspect again; its verdict.
 
         Whatever goes wrong is a status of the record, so that no exception holds a model's memory.
         """
-        if cell.id in self._done:
-            return self._done[cell.id]
-        from slimcore.bench.measure import Timing, release
+        record = self._done.get(cell.id) or self._keep(cell, self._guarded(cell, {}))
+        verdict = self.judge(record)
+        if verdict.suspect:
+            record = self._keep(cell, self._guarded(cell, record))
+            verdict = self.judge(record)
+        return verdict
 
-        try:
-            timing = self._time(cell)
-        except Exception as error:  # noqa: BLE001 - a cell's failure must not cost the next one
-            timing = Timing("error", "".join(traceback.format_exception(error)).strip())
-            release(error)
-        if timing.status == "error":
-            self.subjects.drop()
-        record = {"kind": "cell"} | cell.as_dict() | timing.as_dict()
-        self._done[cell.id] = record
-        self._write(record)
-        return record
-
-    def judge(self, record: Record) -> Judgement:
-        """The verdict on a measured cell."""
-        return judge(record, self.accepted.cells.get(record["id"]) if self.accepted else None)
-
-    def line(self, cell: Cell) -> str:
-        """A few words on a measured cell, for the terminal."""
+    def line(self, cell: Cell) -> tuple[str, str]:
+        """A few words on a measured cell, for the terminal, and its verdict."""
         from slimcore.bench import report
 
         record = self._done.get(cell.id)
-        return "" if record is None else report.line(record, self.judge(record))
+        if record is None:
+            return "", ""
+        verdict = self.judge(record)
+        return report.line(record, verdict), verdict.verdict
 
-    def finish(self, *, update: bool) -> bool:
-        """Write the report and fill `summary`; with `update` make the run the baseline. False where that failed."""
-        from slimcore.bench import report
+    def close(self) -> None:
+        """End the processes that measure, and remove what was unpacked."""
+        self.ways.close()
+        if self._unpacked is not None:
+            self._unpacked.cleanup()
+
+    def _guarded(self, cell: Cell, known: Record) -> Record:
+        """Measure `cell`, or again where it is `known` already; an error is a status."""
+        from slimcore.bench.measure import Timing, release
 
         try:
-            self.summary = report.summary(self.run, self.accepted, self._grid_ids, self._resumed)
-            if update:
-                count = baseline.accept(self.path, self.run, self._grid_ids)
-                self.summary.append(f"accepted {count} cells as the baseline {self.path}")
-            path = report.write(self.run, self.accepted, self._grid_ids)
-            report.append_step_summary(path)
-        except (SlimcoreError, OSError) as error:
-            self.summary.append(f"ERROR: {error}")
-            return False
-        self.summary.append(f"report: {path}")
-        return True
+            return known | {"fresh": self.ways.again(cell, known)} if known else self._time(cell)
+        except Exception as error:  # noqa: BLE001 - a cell's failure must not cost the next one
+            timing = Timing("error", "".join(traceback.format_exception(error)).strip())
+            release(error)
+        self.ways.drop()
+        return timing.as_dict()
 
-    def _time(self, cell: Cell) -> Timing:
-        from slimcore.bench.measure import Timing, measure, unless_out_of_memory
-
+    def _time(self, cell: Cell) -> Record:
         smaller = self._out_of_memory_below(cell)
-        if smaller is not None:
-            return Timing("oom", f"not tried: M{smaller} was out of memory already")
-        with nullcontext() if self.subjects.holds(cell) else self.building():
-            subject, refusal = unless_out_of_memory(lambda: self.subjects.get(cell), cell.device)
-        if subject is None:
-            self.subjects.drop()
-            return Timing("oom", f"the model itself does not fit: {refusal}")
-        if cell.subject not in self.run.subjects:
-            self._write({"kind": "subject"} | subject.record)
-        return measure(subject.model, cell, self._protocol)
+        if smaller is None:
+            return self.ways.measure(cell, self._write)
+        known = self._done[cell.with_batch(smaller).id]
+        return {k: known[k] for k in ("against_status",) if k in known} | _not_tried(smaller).as_dict()
 
     def _out_of_memory_below(self, cell: Cell) -> int | None:
         """A smaller batch at which the same cell did not fit."""
@@ -141,5 +152,29 @@ class Session:
                 return int(batch)
         return None
 
+    def _keep(self, cell: Cell, figures: Record) -> Record:
+        record = {"kind": "cell"} | cell.as_dict() | figures | {"ended": round(time.time(), 3)}
+        self._done[cell.id] = record
+        self._write(record)
+        return record
+
     def _write(self, record: Record) -> None:
         results.append(self.run, record)
+
+    def _check_same(self, start: Record) -> None:
+        """A run is gone on with by the same grid, machine and mode only."""
+        if not self.run.starts:
+            return
+        before = self.run.start
+        for what in ("grid", "machine", "against"):
+            if before[what] != start[what]:
+                raise ResultsError(
+                    f"{self.run.folder} was measured with {what} {before[what]!r}, this is {start[what]!r}:"
+                    " start a new run, without --perf-resume"
+                )
+
+
+def _not_tried(smaller: int) -> Timing:
+    from slimcore.bench.measure import Timing
+
+    return Timing("oom", f"not tried: M{smaller} was out of memory already")

@@ -7,6 +7,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from slimcore.bench.cell import DENSE, DTYPES, Cell, Cut, parse_method
+from slimcore.bench.operators import operator_calls
 from slimcore.calibration import calibration_tokens, heldout_tokens
 from slimcore.cost import footprint
 from slimcore.methods import score, unscored
@@ -43,6 +44,10 @@ class Subjects:
         self._key: tuple[str, str, str, str] | None = None
         self._subject: Subject | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
+
+    def know(self, record: dict[str, Any]) -> None:
+        """Take the plan and perplexity of a subject from its record, rather than find them again."""
+        self._known[record["model"], record["method"]] = record
 
     def get(self, cell: Cell) -> Subject:
         """The subject of `cell`."""
@@ -86,7 +91,7 @@ class Subjects:
             "model": cell.model,
             "method": cell.method,
             "label": DENSE if cut is None else cut.label,
-            "footprint": footprint(model).as_dict(),
+            "footprint": footprint(model).as_dict() | {"operator_calls_per_token": operator_calls(model)},
             "perplexity": quality,
             # Scores of what is inside layers take a hundred times the space of the rest.
             "plan": None if plan is None else plan.without_width_scores().as_dict(),

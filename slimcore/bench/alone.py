@@ -1,0 +1,75 @@
+"""Measuring cells in this process, and suspects again in fresh ones."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from slimcore.bench.canary import Canary
+from slimcore.bench.cell import Cell
+from slimcore.bench.environment import conditions
+from slimcore.bench.gate import PROCESSES, canary_level
+from slimcore.bench.measure import Timing, give_back, measure, unless_out_of_memory
+from slimcore.bench.remote import HERE, Remote
+from slimcore.bench.subject import Subjects
+
+if TYPE_CHECKING:
+    from slimcore.bench.measure import Protocol
+    from slimcore.bench.results import Record, Run
+
+
+READINGS = 20  # of the canary, the latest: one alone is noisier than a cell
+
+
+class Alone:
+    """One version on one machine, to be judged against its accepted nights."""
+
+    def __init__(self, run: Run, protocol: Protocol, device: str) -> None:
+        self._run, self._protocol = run, protocol
+        self._device, self._canary = device, Canary(device)
+        self._readings: deque[list[float]] = deque(maxlen=READINGS)
+        self.subjects = Subjects(dict(run.subjects))
+        self.building: Callable[[], AbstractContextManager[None]] = nullcontext  # around the long work before a cell
+
+    def measure(self, cell: Cell, write: Callable[[Record], None]) -> Record:
+        """The figures of `cell`; `write` takes the record of a subject that is new."""
+        with nullcontext() if self.subjects.holds(cell) else self.building():
+            subject, refusal = unless_out_of_memory(lambda: self.subjects.get(cell), cell.device)
+        if subject is None:
+            self.subjects.drop()
+            return Timing("oom", f"the model itself does not fit: {refusal}").as_dict()
+        if cell.subject not in self._run.subjects:
+            write({"kind": "subject"} | subject.record)
+        while len(self._readings) < READINGS // 2:
+            self._readings.append(self._canary.read())
+        timing = measure(subject.model, cell, self._protocol, self._canary)
+        self._readings.extend(timing.canary_s)
+        canary = canary_level([reading for reading in self._readings if reading])
+        return timing.as_dict() | {"canary": canary, "conditions": conditions(cell.device)}
+
+    def again(self, cell: Cell, record: Record) -> list[dict[str, Any]]:
+        """Samples and canary of `cell` in fresh processes, one after the other; as many samples in each as before."""
+        # The fresh process needs the memory, and the model would be loaded anew for another one.
+        self.drop()
+        known = self._run.subjects.get(cell.subject)
+        count = max(self._protocol.repeats[0], len(record["latency_s"]) // 2)
+        fresh: list[dict[str, Any]] = []
+        readings: list[list[float]] = []
+        for _ in range(PROCESSES):
+            with Remote(HERE) as process:
+                process.open(cell.as_dict(), known)
+                readings += [process.canary() for _ in range(READINGS // PROCESSES)]
+                fresh.append({"latency_s": [round(process.time(), 9) for _ in range(count)]})
+                readings += [process.canary() for _ in range(READINGS // PROCESSES)]
+        canary = canary_level([reading for reading in readings if reading])
+        return [one | {"canary": canary} for one in fresh]
+
+    def drop(self) -> None:
+        """Forget the model that is held, and give its memory back."""
+        self.subjects.drop()
+        give_back(self._device)
+
+    def close(self) -> None:
+        """Nothing is held beyond the process."""
