@@ -10,7 +10,7 @@ from statistics import fmean, median
 from typing import Any
 
 from slimcore.bench.baseline import Baseline, Record, cost_of
-from slimcore.bench.gate import EFFECT, RULES, Judgement, Nights, canary_of, corrected
+from slimcore.bench.gate import EFFECT, RULES, Judgement, canary_of, corrected
 from slimcore.bench.judging import Judge
 from slimcore.bench.results import Run
 from slimcore.bench.statistics import MEDIAN, robust_deviation, shrunk
@@ -95,7 +95,7 @@ def _machine(cells: Mapping[str, Record], judge: Judge, verdicts: Mapping[str, J
 
 def _together(cells: Mapping[str, Record], judge: Judge) -> Check | None:
     """A slowdown that all cells share, and the canary does not: too small to see in one cell."""
-    known = {i: r for i, r in judge.baseline.references.items() if isinstance(r, Nights) and r.nights}
+    known = {i: r for i, r in judge.baseline.references.items() if r.nights}
     shifts = [corrected(c).centre - median(known[i].centres) for i, c in cells.items()
               if c["status"] == "ok" and i in known]  # fmt: skip
     if len(shifts) < 2:

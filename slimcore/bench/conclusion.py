@@ -74,7 +74,7 @@ def accept(found: Findings, update: Update) -> list[str]:
         raise ResultsError("a run with --perf-against or --perf-aa has no baseline: accept a run without it")
     moved = sorted(i for i, v in found.verdicts.items() if v.verdict in MOVED)
     gone = checks.lost(baseline, run.start["grid_cells"])
-    worse = checks.costs(run.subjects, baseline.costs, "accepted")
+    worse = [check for check in found.failures if check.name.startswith("costs")]
     _refuse(found, update, moved, worse)
     path = accepted.write(
         baseline,

@@ -203,9 +203,13 @@ def canary_level(readings: Sequence[Sequence[float]]) -> tuple[float, float] | N
 
 
 def ratios(measured: Record) -> Level:
-    """The level of the log ratios, new over old, of a paired measurement."""
-    pairs = zip(measured["latency_s"], measured["against_s"], strict=True)
-    return level([math.log(new / old) for new, old in pairs])
+    """The level of the log ratios of a paired measurement."""
+    return level(log_ratios(measured))
+
+
+def log_ratios(measured: Record) -> list[float]:
+    """New over old, pair by pair."""
+    return [math.log(new / old) for new, old in zip(measured["latency_s"], measured["against_s"], strict=True)]
 
 
 def judge(  # noqa: PLR0911 - a verdict a line
@@ -225,7 +229,7 @@ def judge(  # noqa: PLR0911 - a verdict a line
         return Judgement("status changed", f"{cell['id']}: {reference.status} -> {status}{detail}", status == "ok")
     if status != "ok":
         return Judgement("same", f"{cell['id']}: {status}, as accepted")
-    shift = reference.shift(cell)
+    shift = first = reference.shift(cell)
     least = math.log1p(EFFECT)
     suspect = shift.z > SCREEN and shift.d > least / 2
     slower = False
@@ -240,7 +244,7 @@ def judge(  # noqa: PLR0911 - a verdict a line
         return replace(_judgement("inconclusive", cell, reference, shift), suspect=True)
     if shift.z < -FASTER and shift.d < -least:
         return _judgement("faster", cell, reference, shift)
-    smallest = detectable(reference.shift(cell).s, SCREEN)
+    smallest = detectable(first.s, SCREEN)
     if smallest > (detect or RULES[cell["device"]].detect):
         return _judgement("inconclusive", cell, reference, shift, f"; could have seen {smallest:.0%}, not less")
     return _judgement("same", cell, reference, shift)

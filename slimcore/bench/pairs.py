@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slimcore.bench.cell import Cell
-from slimcore.bench.gate import PROCESSES, RULES
+from slimcore.bench.gate import PROCESSES, RULES, log_ratios
 from slimcore.bench.remote import Refused, Remote
 from slimcore.bench.statistics import pooled, summarise
 
@@ -115,14 +114,8 @@ class Pairs:
                 times[side].append(taken)
         against, latency = ([round(s, 9) for s in side] for side in times)
         earlier = [c for c in self._run.cells.values() if c["status"] == "ok" and c.get("against_s")]
-        logs = [[math.log(r) for r in _ratios(c["against_s"], c["latency_s"])] for c in earlier]
-        logs.append([math.log(r) for r in _ratios(against, latency)])
-        return {
-            "latency_s": latency,
-            "against_s": against,
-            "pooled": pooled(logs, RULES[cell.device].process),
-            "refusals": refusals,
-        }
+        record: Record = {"latency_s": latency, "against_s": against, "refusals": refusals}
+        return record | {"pooled": pooled(map(log_ratios, (*earlier, record)), RULES[cell.device].process)}
 
 
 def _ratios(old: list[float], new: list[float]) -> list[float]:

@@ -58,7 +58,7 @@ class Session:
         """Open the run's folder: a new one, or one that is gone on with. Raises ResultsError."""
         from slimcore.bench import environment
 
-        self._options = options = options or Options()
+        options = options or Options()
         machine = environment.machine_key(grid.device, options.workers)
         accepted = baseline.read(places.baselines, machine, grid.name, grid.device)
         self._unpacked: TemporaryDirectory[str] | None = None
