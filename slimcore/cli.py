@@ -1,4 +1,4 @@
-"""The command line: prune, score, eval, inspect. Heavy packages are imported by the command that needs them."""
+"""The command line: prune, score, eval, inspect, and those of `bench/commands.py`. What is heavy is imported late."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from slimcore.bench import commands
 from slimcore.budget import Budget
 from slimcore.errors import BudgetError, CheckpointError, PlanError, SlimcoreError
 from slimcore.methods import METHODS, method_named
@@ -209,6 +210,10 @@ def inspect(
     fewer = f", {len(plan.removed)} layers fewer" if plan.removed else ""
     _print_footprints({target: before, f"{method}{fewer}": footprint(network)})
     typer.echo(f"{plan.ratio:.2%} of block parameters; what goes is for scoring to say: slimcore score, slimcore prune")
+
+
+for command in (commands.compare, commands.merge, commands.report, commands.accept, commands.history):
+    app.command()(command)
 
 
 def main() -> None:

@@ -17,9 +17,9 @@ ORDER = [
     "description", "surgery", "checkpoint", "quality", "models", "bench", "cli",
 ]  # fmt: skip
 BENCH_ORDER = [
-    "statistics", "gate", "cell", "engines", "operators", "environment", "canary", "measure", "subject", "serve",
-    "remote", "results", "baseline", "judging", "checks", "figures", "report", "conclusion", "alone", "pairs",
-    "session", "parallel", "plugin",
+    "statistics", "table", "gate", "cell", "engines", "operators", "environment", "canary", "measure", "subject",
+    "serve", "remote", "results", "baseline", "judging", "saved", "history", "checks", "figures", "noise", "report",
+    "conclusion", "commands", "alone", "pairs", "session", "parallel", "plugin",
 ]  # fmt: skip
 
 

@@ -49,7 +49,7 @@ class Alone:
         canary = canary_level([reading for reading in self._readings if reading])
         return timing.as_dict() | {"canary": canary, "conditions": conditions(cell.device)}
 
-    def again(self, cell: Cell, record: Record) -> list[dict[str, Any]]:
+    def again(self, cell: Cell, record: Record) -> Record:
         """Samples and canary of `cell` in fresh processes, one after the other; as many samples in each as before."""
         # The fresh process needs the memory, and the model would be loaded anew for another one.
         self.drop()
@@ -64,7 +64,7 @@ class Alone:
                 fresh.append({"latency_s": [round(process.time(), 9) for _ in range(count)]})
                 readings += [process.canary() for _ in range(READINGS // PROCESSES)]
         canary = canary_level([reading for reading in readings if reading])
-        return [one | {"canary": canary} for one in fresh]
+        return {"fresh": [one | {"canary": canary} for one in fresh]}
 
     def drop(self) -> None:
         """Forget the model that is held, and give its memory back."""

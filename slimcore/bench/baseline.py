@@ -32,6 +32,7 @@ class Night:
     path: Path
     machine: str
     grid: str
+    device: str
     started: str
     reason: str
     pinned: bool  # a release, to measure drift against
@@ -51,6 +52,13 @@ class Baseline:
     device: str
     nights: Sequence[Night] = ()  # oldest first
     costs: Mapping[str, Record] = field(default_factory=dict)  # "model/method" -> footprint, perplexity
+    title: str = ""  # where it is not the accepted nights
+
+    @property
+    def name(self) -> str:
+        """What is compared with, in words."""
+        nights = len(self.nights)
+        return self.title or f"the baseline of {nights} {'night' if nights == 1 else 'nights'}"
 
     @property
     def folder(self) -> Path:
@@ -142,6 +150,7 @@ def read_night(path: Path) -> Night:
             path,
             str(data["machine"]),
             str(data["grid"]),
+            str(data["device"]),
             str(data["started"]),
             str(data["reason"]),
             bool(data["pinned"]),
@@ -168,7 +177,8 @@ def write(
     """Add a night to `old` from records of results, and take over costs; nights beyond KEPT go. The night's file."""
     path = old.folder / f"{start['started'][:19].replace(':', '-')}.json"
     head = {
-        "schema": SCHEMA, "machine": old.machine, "grid": old.grid, "started": start["started"], "reason": reason,
+        "schema": SCHEMA, "machine": old.machine, "grid": old.grid, "device": old.device,
+        "started": start["started"], "reason": reason,
         "pinned": pinned, "software": start["software"], "moved": sorted(moved), "gone": sorted(gone),
     }  # fmt: skip
     lines = {c["id"]: _compact(c) for c in cells}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slimcore.bench.cell import Cell
-from slimcore.bench.gate import PROCESSES, RULES, log_ratios
-from slimcore.bench.remote import Refused, Remote
+from slimcore.bench.gate import PROCESSES, RULES, log_ratios, ratios
+from slimcore.bench.remote import Refused, Remote, start
 from slimcore.bench.statistics import pooled, summarise
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Pairs:
             self.close()
             self._round = cell.round
         if not self._processes:
-            self._processes = tuple(Remote(root) for root in self._roots)
+            self._processes = start(self._roots)
         with self.building():
             # Ours first: where the other is ourselves too, it takes the plan that was found.
             sides = reversed(list(zip(self._processes, KINDS, strict=True)))
@@ -46,13 +46,13 @@ class Pairs:
             old, new = record.pop("refusals")
         return record | {"status": "oom" if new else "ok", "detail": new, "against_status": "oom" if old else "ok"}
 
-    def again(self, cell: Cell, record: Record) -> list[Record]:
-        """Times of `cell` in fresh pairs of processes, one pair after the other."""
+    def again(self, cell: Cell, record: Record) -> Record:
+        """Times of `cell` in fresh pairs of processes, one pair after the other, and how far such pairs differ."""
         self.close()  # they hold memory that a fresh pair needs
         count = max(self._protocol.repeats[0], len(record["latency_s"]) // 2)
         fresh = []
         for _ in range(PROCESSES):
-            processes = tuple(Remote(root) for root in self._roots)
+            processes = start(self._roots)
             try:
                 for process, kind in zip(processes, KINDS, strict=True):
                     process.open(cell.as_dict(), self._known(cell, kind))
@@ -63,7 +63,7 @@ class Pairs:
             if any(times["refusals"]):
                 raise MemoryError(f"{cell.id}: ran out of memory when measured again")
             fresh.append({"latency_s": times["latency_s"], "against_s": times["against_s"]})
-        return fresh
+        return {"fresh": fresh, "process": self._process(cell, fresh)}
 
     def drop(self) -> None:
         """Let go of what an error may have left."""
@@ -115,7 +115,15 @@ class Pairs:
         against, latency = ([round(s, 9) for s in side] for side in times)
         earlier = [c for c in self._run.cells.values() if c["status"] == "ok" and c.get("against_s")]
         record: Record = {"latency_s": latency, "against_s": against, "refusals": refusals}
-        return record | {"pooled": pooled(map(log_ratios, (*earlier, record)), RULES[cell.device].process)}
+        return record | {
+            "pooled": pooled(map(log_ratios, (*earlier, record)), RULES[cell.device].process),
+            "process": self._process(cell),
+        }
+
+    def _process(self, cell: Cell, *fresh: Sequence[Record]) -> float:
+        """Standard deviation from one pair of processes to another, over the cells that were measured in several."""
+        known = [c["fresh"] for c in self._run.cells.values() if c.get("fresh") and c["id"] != cell.id]
+        return pooled(([ratios(f).centre for f in pairs] for pairs in (*known, *fresh)), RULES[cell.device].process)
 
 
 def _ratios(old: list[float], new: list[float]) -> list[float]:

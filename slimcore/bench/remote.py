@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -30,7 +31,8 @@ class Remote:
     """
 
     def __init__(self, root: Path) -> None:
-        """Start it. Raises ResultsError where that version cannot serve."""
+        """Start it; `greet` waits until it serves."""
+        self._root = root
         own = root / ".venv" / "bin" / "python"
         python = str(own) if own.exists() and root.resolve() != HERE else sys.executable
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
@@ -43,14 +45,13 @@ class Remote:
             stderr=self._errors,
             text=True,
         )
-        try:
-            hello = self._read()
-        except ResultsError:
-            self.close()
-            raise
-        if hello.get("serving") != VERSION or Path(hello["from"]) != root.resolve():
-            self.close()
-            raise ResultsError(f"{root} answered {hello}: it does not hold the slimcore that was to be measured")
+
+    def greet(self) -> Self:
+        """Wait until it serves. Raises ResultsError where that version cannot."""
+        hello = self._read()
+        if hello.get("serving") != VERSION or Path(hello["from"]) != self._root.resolve():
+            raise ResultsError(f"{self._root} answered {hello}: it does not hold the slimcore that was to be measured")
+        return self
 
     def open(self, cell: dict[str, Any], known: dict[str, Any] | None = None) -> dict[str, Any]:
         """Build the cell's subject there and warm up; its record. Raises Refused where memory runs out."""
@@ -74,7 +75,11 @@ class Remote:
                 stream.close()
 
     def __enter__(self) -> Self:
-        return self
+        try:
+            return self.greet()
+        except ResultsError:
+            self.close()
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -107,6 +112,17 @@ class Remote:
         self._errors.seek(0)
         tail = self._errors.read().decode(errors="replace").strip().splitlines()[-12:]
         return ResultsError("\n".join([f"a measuring process ended with exit code {code}:", *tail]))
+
+
+def start(roots: Sequence[Path]) -> tuple[Remote, ...]:
+    """Processes that serve, one a root, started side by side. Raises ResultsError where one cannot."""
+    processes = tuple(map(Remote, roots))
+    try:
+        return tuple(process.greet() for process in processes)
+    except ResultsError:
+        for process in processes:
+            process.close()
+        raise
 
 
 def checkout(root: Path, version: str, into: Path) -> tuple[Path, str]:

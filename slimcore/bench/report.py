@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import pandas as pd
 
-from slimcore.bench import figures
+from slimcore.bench import figures, noise
 from slimcore.bench.baseline import Baseline, cost_of
 from slimcore.bench.cell import DENSE
 from slimcore.bench.checks import Check, changed_costs
-from slimcore.bench.gate import SCREEN, Judgement, ratios
+from slimcore.bench.gate import Judgement
 from slimcore.bench.judging import Judge
 from slimcore.bench.results import Record, Run, throughput
-from slimcore.bench.statistics import (
-    MIDDLE,
-    Comparison,
-    compare,
-    detectable,
-    repeats_for,
-    robust_deviation,
-    summarise,
-)
+from slimcore.bench.statistics import Comparison, compare, summarise
+from slimcore.bench.table import tabulated
 from slimcore.cost import human
 from slimcore.files import write_text
 
@@ -62,7 +53,7 @@ def write(found: Findings) -> Path:
         *_model_sections(cells, found.verdicts),
         "## Footprint and perplexity\n\n" + _footprints(run),
         "## Verdicts\n\n" + _paragraph(standing(found)),
-        *(["## Noise\n\n" + _noise(cells, found.verdicts)] if run.start.get("aa") else []),
+        *(["## Noise\n\n" + noise.described(cells, found.verdicts)] if run.start.get("aa") else []),
         "## Environment\n\n" + _environment(run, found.baseline),
     ]
     path = run.folder / REPORT
@@ -82,8 +73,25 @@ def summary(found: Findings, resumed: int) -> list[str]:
     """The run in a few lines, for the terminal; `resumed` of its cells were measured by an earlier start."""
     lines = [*_headline(found.run, found.cells, resumed), *standing(found)]
     if found.run.start.get("aa"):
-        lines += ["", *_noise(found.cells, found.verdicts).splitlines()]
+        lines += ["", *noise.described(found.cells, found.verdicts).splitlines()]
     return [text.replace("**", "") for text in lines]
+
+
+def comparison(found: Findings) -> str:
+    """A row a cell: before, now, verdict."""
+    rows = []
+    for i, cell in found.cells.items():
+        known = found.baseline.references.get(i)
+        before = [s for night in known.nights for s in night["latency_s"]] if known else []
+        rows.append(
+            {
+                "cell": i,
+                "old (s)": f"{summarise(before).centre:.4g}" if before else known.status if known else "",
+                "new (s)": f"{summarise(cell['latency_s']).centre:.4g}" if cell["status"] == "ok" else cell["status"],
+                "verdict": _verdict(found.verdicts[i]),
+            }
+        )
+    return tabulated(rows)
 
 
 def append_step_summary(report: Path) -> None:
@@ -147,7 +155,7 @@ def _model_sections(cells: Mapping[str, Record], verdicts: Mapping[str, Judgemen
     models = dict.fromkeys(c["model"] for c in cells.values())
     return [
         f"## {model}\n\n"
-        + _table([_row(c, cells, verdicts[i]) for i, c in cells.items() if c["model"] == model])
+        + tabulated([_row(c, cells, verdicts[i]) for i, c in cells.items() if c["model"] == model])
         + "\n\nLatency: median of one whole generate, with its 95 % interval (the whole range below six repeats)."
         " TTFT: time to the first token. TPOT: time for each token after it. vs dense: how many times faster; ~ where"
         " the intervals of both overlap."
@@ -204,7 +212,7 @@ def _footprints(run: Run) -> str:
                 "perplexity": _perplexity(subject),
             }
         )
-    text = _table(rows)
+    text = tabulated(rows)
     measured = next((s["perplexity"] for s in run.subjects.values() if s["perplexity"]), None)
     if measured is not None:
         tokens = measured["tokens"]
@@ -229,8 +237,7 @@ def standing(found: Findings) -> list[str]:
             lines.append(f"- other machines have one, with which nothing here is compared: {', '.join(others)}")
     else:
         count = Counter(j.verdict for j in found.verdicts.values())
-        nights = len(found.baseline.nights)
-        what = against or f"the baseline of {nights} {'night' if nights == 1 else 'nights'}"
+        what = against or found.baseline.name
         lines = [f"Against {what}: " + (", ".join(f"{n} {v}" for v, n in count.items()) or "no cell to compare") + "."]
         lines += [f"- {j.message}" for j in found.verdicts.values() if j.verdict != "same"]
     for (model, method), subject in found.run.subjects.items():
@@ -242,43 +249,6 @@ def standing(found: Findings) -> list[str]:
     return lines + [f"- **FAILED** {check.name}: {check.message}" for check in found.failures]
 
 
-def _noise(cells: Mapping[str, Record], verdicts: Mapping[str, Judgement]) -> str:
-    """The same code against itself, cell by cell: what the rule said, and what it could have seen."""
-    alarms = sum(v.verdict == "slower" for v in verdicts.values())
-    runs: dict[int, bool] = {}
-    for i, cell in cells.items():
-        runs[cell["round"]] = runs.get(cell["round"], False) or verdicts[i].verdict == "slower"
-    rows = []
-    for name in dict.fromkeys(i.partition("#")[0] for i in cells):
-        own = [c for i, c in cells.items() if i.partition("#")[0] == name and c["status"] == "ok" and "against_s" in c]
-        if len(own) < 2:
-            continue
-        levels = [ratios(c) for c in own]
-        scatter = median(x.scatter for x in levels)
-        repeats = median(x.count for x in levels)
-        between = robust_deviation([x.centre for x in levels])
-        process = math.sqrt(max(0.0, between**2 - MIDDLE * scatter**2 / repeats))
-        reach = repeats_for(0.05, SCREEN, scatter, process)
-        rows.append(
-            {
-                "cell": name,
-                "runs": str(len(own)),
-                "called slower": str(sum(verdicts[c["id"]].verdict == "slower" for c in own)),
-                "inconclusive": str(sum(verdicts[c["id"]].verdict == "inconclusive" for c in own)),
-                "of one pair": f"{scatter:.1%}",
-                "of a run": f"{between:.1%}",
-                "detectable": f"{detectable(between, SCREEN):.1%}",
-                "pairs in a run": f"{repeats:g}",
-                "pairs for 5 %": "processes differ too much" if reach is None else str(reach),
-            }
-        )
-    return (
-        f"The same code against itself: {alarms} of {len(cells)} comparisons called slower, in {sum(runs.values())} of"
-        f" {len(runs)} runs.\n\n{_table(rows)}\n\nStandard deviations: of one pair's ratio within two processes, of a"
-        " whole run's. Detectable: the slowdown that one run suspects 95 times in 100."
-    )
-
-
 def _environment(run: Run, baseline: Baseline) -> str:
     software: dict[str, Any] = run.start["software"]
     rows = [
@@ -288,34 +258,4 @@ def _environment(run: Run, baseline: Baseline) -> str:
     if baseline.nights:
         for row in rows[1:]:
             row["baseline"] = str(baseline.software.get(row[""], ""))
-    return _table(rows)
-
-
-def _table(rows: list[dict[str, str]]) -> str:
-    """A Markdown table through pandas and tabulate; cells are text already."""
-    if not rows:
-        return "Nothing yet."
-    frame = pd.DataFrame(rows).fillna("")
-    right = {
-        "tokens/s",
-        "TTFT (ms)",
-        "TPOT (ms)",
-        "vs dense",
-        "layers",
-        "KV groups",
-        "channels",
-        "parameters",
-        "perplexity",
-        "peak memory",
-        "operators/token",
-        "runs",
-        "called slower",
-        "inconclusive",
-        "of one pair",
-        "of a run",
-        "detectable",
-        "pairs in a run",
-        "pairs for 5 %",
-    }
-    align = ["right" if name in right else "left" for name in frame.columns]
-    return str(frame.to_markdown(index=False, disable_numparse=True, colalign=align))
+    return tabulated(rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import fmean, median
 
 CONFIDENCE = 0.95
@@ -94,6 +95,11 @@ def robust_deviation(values: Sequence[float]) -> float:
     small = {2: 1.196, 3: 1.495, 4: 1.363, 5: 1.206, 6: 1.200, 7: 1.140, 8: 1.129, 9: 1.107}
     n = len(values)
     return NORMAL * small.get(n, n / (n - 0.8)) * median(abs(v - centre) for v in values)
+
+
+def step_deviation(values: Sequence[float]) -> float:
+    """Standard deviation of one value from the steps between neighbours: a slow drift does not count as noise."""
+    return robust_deviation([b - a for a, b in pairwise(values)]) / math.sqrt(2)
 
 
 def shrunk(own: float, degrees: float, pooled: float) -> float:

@@ -91,7 +91,8 @@ class Subjects:
             "model": cell.model,
             "method": cell.method,
             "label": DENSE if cut is None else cut.label,
-            "footprint": footprint(model).as_dict() | {"operator_calls_per_token": operator_calls(model)},
+            "footprint": known.get("footprint")
+            or footprint(model).as_dict() | {"operator_calls_per_token": operator_calls(model)},
             "perplexity": quality,
             # Scores of what is inside layers take a hundred times the space of the rest.
             "plan": None if plan is None else plan.without_width_scores().as_dict(),

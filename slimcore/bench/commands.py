@@ -1,0 +1,128 @@
+"""The command line's part on saved measurements: compare, merge, report, accept, history."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from slimcore.errors import ResultsError
+
+if TYPE_CHECKING:
+    from slimcore.bench.conclusion import Conclusion, Update
+    from slimcore.bench.report import Findings
+    from slimcore.bench.results import Run
+
+RunFolders = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, as reports/gpu-20260101.")]
+Baselines = Annotated[Path, typer.Option(help="Where baselines lie.")]
+
+
+def compare(
+    old: Annotated[Path, typer.Argument(metavar="OLD", help="A run's folder, a night's file, or a folder of nights.")],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="A run's folder, or a night's file.")],
+) -> None:
+    """Judge one saved measurement against another: exit 0 the same or better, 1 worse, 2 not to be compared."""
+    from slimcore.bench.conclusion import find
+    from slimcore.bench.report import comparison, standing
+    from slimcore.bench.saved import compared
+
+    found = find(*compared(old, new))
+    typer.echo("\n".join([comparison(found), "", *standing(found)]).replace("**", ""))
+    _leave(found)
+
+
+def merge(
+    runs: RunFolders,
+    out: Annotated[Path, typer.Option(help="Folder for the joined run.")],
+    baselines: Baselines = Path("baselines"),
+) -> None:
+    """Join the parts of a grid (--perf-shard) and gate the whole: exit 1 where it fails."""
+    from slimcore.bench import results
+
+    joined = results.join([results.read(run) for run in runs], out)
+    _conclude(joined, baselines)
+
+
+def report(runs: RunFolders, baselines: Baselines = Path("baselines")) -> None:
+    """Write the report of each run anew, against what is accepted now; exit 1 where one fails."""
+    from slimcore.bench import results
+
+    read = [results.read(run) for run in runs]
+    failed = False
+    for run in read:
+        try:
+            _conclude(run, baselines)
+        except typer.Exit:
+            failed = True
+    if failed:
+        raise typer.Exit(1)
+
+
+def accept(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, as reports/gpu-20260101.")],
+    reason: Annotated[str, typer.Option(help="Why these measurements are right.")],
+    replace: Annotated[bool, typer.Option("--replace", help="Cells that moved start anew.")] = False,  # noqa: FBT002
+    allow: Annotated[str, typer.Option(help="Accept it in spite of dirty,missing,inconclusive.")] = "",
+    pin: Annotated[bool, typer.Option("--pin", help="As a release, to measure drift against.")] = False,  # noqa: FBT002
+    baselines: Baselines = Path("baselines"),
+) -> None:
+    """Accept a saved run as a night of its machine, as --perf-update does."""
+    from slimcore.bench import results
+    from slimcore.bench.conclusion import Update
+
+    allowed = [word.strip() for word in allow.split(",") if word.strip()]
+    conclusion = _concluded(results.read(run), baselines, Update(reason, replace, allowed, pin))[1]
+    refused = [check for check in conclusion.failures if check.name == "accepting"]
+    if refused:
+        raise ResultsError(refused[0].message)
+
+
+def history(
+    cell: Annotated[str, typer.Argument(metavar="[CELL]", help="A cell's id, or a pattern with * and ?.")] = "*",
+    baselines: Baselines = Path("baselines"),
+    machine: Annotated[str | None, typer.Option(help="Where there are several.")] = None,
+    grid: Annotated[str | None, typer.Option(help="Where there are several.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the figure; default: none is drawn.")] = None,
+) -> None:
+    """Print how cells went over the accepted nights, where they changed, and draw it."""
+    from slimcore.bench.history import draw, histories, table
+    from slimcore.bench.saved import accepted
+    from slimcore.bench.table import tabulated
+
+    folders = sorted({path.parent for path in baselines.glob(f"{machine or '*'}/{grid or '*'}/*.json")})
+    if len(folders) != 1:
+        names = ", ".join(f"--machine {f.parent.name} --grid {f.name}" for f in folders)
+        what = f"say which: {names}" if folders else "accept a run first: --perf-update"
+        raise ResultsError(f"{len(folders)} baselines match in {baselines}: {what}")
+    found = histories(accepted(folders[0]), cell)
+    if not found:
+        raise ResultsError(f"{cell} has no time on any accepted night")
+    typer.echo(tabulated(table(found)))
+    if out is not None:
+        typer.echo(f"figure: {draw(found, out)}")
+
+
+def _conclude(run: Run, baselines: Path) -> None:
+    found, conclusion = _concluded(run, baselines)
+    _leave(found, conclusion)
+
+
+def _concluded(run: Run, baselines: Path, update: Update | None = None) -> tuple[Findings, Conclusion]:
+    from slimcore.bench.conclusion import conclude, find
+    from slimcore.bench.judging import judge_of
+
+    if not run.starts:
+        raise ResultsError(f"{run.folder} has no start: nothing was measured there")
+    # A suspect that no process has measured again must show more by itself.
+    found = find(run, judge_of(run, baselines, alone=len(run.cells)))
+    conclusion = conclude(found, update=update)
+    typer.echo("\n".join(conclusion.lines))
+    return found, conclusion
+
+
+def _leave(found: Findings, conclusion: Conclusion | None = None) -> None:
+    """Exit 1 where a cell or the whole fails."""
+    failures = found.failures if conclusion is None else conclusion.failures
+    if failures or not all(verdict.passes for verdict in found.verdicts.values()):
+        raise typer.Exit(1)

@@ -1,0 +1,22 @@
+"""Markdown tables."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+
+def tabulated(rows: Sequence[Mapping[str, str]]) -> str:
+    """A Markdown table through pandas and tabulate; cells are text already."""
+    if not rows:
+        return "Nothing yet."
+    frame = pd.DataFrame(rows).fillna("")
+    align = ["right" if all(map(_is_number, frame[name])) else "left" for name in frame.columns]
+    return str(frame.to_markdown(index=False, disable_numparse=True, colalign=align))
+
+
+def _is_number(text: str) -> bool:
+    """Empty counts, and x1.42, +5.0%, 99M too."""
+    return not text or bool(re.match(r"[x+-]?\d[^ ]*( \S+)?$", text))

@@ -1,0 +1,53 @@
+"""A test double of the engine, read by a copy of slimcore (`copied`): slower by environment variable.
+
+`SLOW_LAYERS=22:0.1`: models of 22 layers take 10 % longer. `FIXED_SECONDS=0.05`: no model runs; every generate takes
+that long, times what `SLOW_LAYERS` says. `CRASH_ONCE=FILE`: the first generate of two rows by such a model kills its
+process, and leaves FILE.
+"""
+
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def copied(into):
+    """A copy of slimcore below `into` whose engines are the doubles."""
+    shutil.copytree(ROOT / "slimcore", into / "slimcore", ignore=shutil.ignore_patterns("__pycache__"))
+    bench = into / "slimcore" / "bench"
+    shutil.copy(__file__, bench / "slow_engine.py")
+    with (bench / "engines.py").open("a") as file:
+        file.write("\nfrom slimcore.bench.slow_engine import double\n\nENGINES['eager'] = double(ENGINES['eager'])\n")
+    return into
+
+
+def double(engine):
+    """`engine`, made slower."""
+    layers, _, share = os.environ.get("SLOW_LAYERS", "0:0").partition(":")
+    fixed = float(os.environ.get("FIXED_SECONDS", "0"))
+    crash = os.environ.get("CRASH_ONCE")
+
+    def slow(model, ids, new_tokens):
+        chosen = model.config.num_hidden_layers == int(layers)
+        if crash and chosen and len(ids) > 1 and not Path(crash).exists():
+            Path(crash).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        start = time.perf_counter()
+        if fixed:
+            output = ids.new_zeros((ids.shape[0], ids.shape[1] + new_tokens))
+            due = fixed
+        else:
+            output = engine(model, ids, new_tokens)
+            due = time.perf_counter() - start
+        if chosen:
+            due *= 1 + float(share)
+        # Sleep to shortly before it is due, then wait awake: a sleep alone comes late.
+        while (left := start + due - time.perf_counter()) > 0:
+            if left > 2e-3:
+                time.sleep(left - 1e-3)
+        return output
+
+    return slow
