@@ -212,7 +212,7 @@ def inspect(
     typer.echo(f"{plan.ratio:.2%} of block parameters; what goes is for scoring to say: slimcore score, slimcore prune")
 
 
-for command in (commands.compare, commands.merge, commands.report, commands.accept, commands.history):
+for command in (commands.predict, commands.compare, commands.merge, commands.report, commands.accept, commands.history):
     app.command()(command)
 
 

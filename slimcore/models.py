@@ -58,6 +58,9 @@ SHAPES = {
     "llama-7b": Shape(32, 4096, 11008, 32, 32, 32000, 2048, "float16"),
     "vicuna-13b": Shape(40, 5120, 13824, 40, 40, 32000, 2048, "float16"),
     "smollm2-135m-shape": Shape(30, 576, 1536, 9, 3, 49152, 8192, "float32", tied=True),
+    # A sixteenth of their width, and of their vocabulary: the same proportions, at hand on a CPU.
+    "llama-7b-mini": Shape(32, 256, 688, 32, 32, 2000, 2048, "float32"),
+    "vicuna-13b-mini": Shape(40, 320, 864, 40, 40, 2000, 2048, "float32"),
     # For tests: weights large enough that a wrong one changes the greedy tokens.
     "tiny": Shape(8, 64, 160, 4, 2, 256, 512, "float32", std=0.25),
 }

@@ -19,7 +19,7 @@ def copied(into):
     shutil.copytree(ROOT / "slimcore", into / "slimcore", ignore=shutil.ignore_patterns("__pycache__"))
     bench = into / "slimcore" / "bench"
     shutil.copy(__file__, bench / "slow_engine.py")
-    with (bench / "engines.py").open("a") as file:
+    with (bench / "engines" / "__init__.py").open("a") as file:
         file.write("\nfrom slimcore.bench.slow_engine import double\n\nENGINES['eager'] = double(ENGINES['eager'])\n")
     return into
 
@@ -30,7 +30,7 @@ def double(engine):
     fixed = float(os.environ.get("FIXED_SECONDS", "0"))
     crash = os.environ.get("CRASH_ONCE")
 
-    def slow(model, ids, new_tokens):
+    def slow(model, ids, new_tokens, **options):
         chosen = model.config.num_hidden_layers == int(layers)
         if crash and chosen and len(ids) > 1 and not Path(crash).exists():
             Path(crash).touch()
@@ -40,7 +40,7 @@ def double(engine):
             output = ids.new_zeros((ids.shape[0], ids.shape[1] + new_tokens))
             due = fixed
         else:
-            output = engine(model, ids, new_tokens)
+            output = engine(model, ids, new_tokens, **options)
             due = time.perf_counter() - start
         if chosen:
             due *= 1 + float(share)

@@ -17,9 +17,9 @@ ORDER = [
     "description", "surgery", "checkpoint", "quality", "models", "bench", "cli",
 ]  # fmt: skip
 BENCH_ORDER = [
-    "statistics", "table", "gate", "cell", "engines", "operators", "environment", "canary", "measure", "subject",
-    "serve", "remote", "results", "baseline", "judging", "saved", "history", "checks", "figures", "noise", "report",
-    "conclusion", "commands", "alone", "pairs", "session", "parallel", "plugin",
+    "statistics", "limit", "table", "gate", "cell", "forecast", "engines", "operators", "environment", "canary",
+    "measure", "subject", "serve", "remote", "results", "baseline", "judging", "saved", "history", "checks", "figures",
+    "noise", "story", "report", "conclusion", "commands", "alone", "pairs", "session", "parallel", "plugin",
 ]  # fmt: skip
 
 

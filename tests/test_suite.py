@@ -75,10 +75,10 @@ def broken_engine(monkeypatch):
     """Make the eager engine raise `error` for batches of `batch` and more."""
 
     def break_(error, batch):
-        def engine(model, ids, new):
+        def engine(model, ids, new, *, sample=False):
             if ids.shape[0] >= batch:
                 raise error
-            return engines.eager(model, ids, new)
+            return engines.eager(model, ids, new, sample=sample)
 
         monkeypatch.setitem(engines.ENGINES, "eager", engine)
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import median
 from time import perf_counter
 
 import torch
 from torch import Tensor
 
+from slimcore.bench.limit import CANARY, CONTEXT, Device, seen
+
 REPEATS = 7
-# Edge of the product, bytes of the copy: a few milliseconds each, and more than any cache holds.
-SIZES = {"cpu": (640, 2**26), "cuda": (4096, 2**28)}
 
 
 class Canary:
@@ -23,7 +24,7 @@ class Canary:
 
     def read(self) -> list[float]:
         """Median seconds of the product and of the copy; nothing is kept allocated. Empty where memory is lacking."""
-        edge, size = SIZES[self._device]
+        edge, size = CANARY[self._device]
         kind = torch.float16 if self._device == "cuda" else torch.float32
         try:
             a, b = (torch.full((edge, edge), 0.5, dtype=kind, device=self._device) for _ in range(2))
@@ -50,3 +51,15 @@ class Canary:
     def _wait(self) -> None:
         if self._device == "cuda":
             torch.cuda.synchronize()
+
+
+def at_hand(device: str) -> Device:
+    """The peaks of the device at hand, by some readings, and the memory that is free on it."""
+    canary = Canary(device)
+    measured = seen([{"device": device, "canary_s": [canary.read() for _ in range(5)]}])
+    assert measured is not None
+    if device == "cuda":
+        return replace(measured, name=torch.cuda.get_device_name(0), memory=torch.cuda.mem_get_info()[0] - CONTEXT)
+    import psutil
+
+    return replace(measured, memory=psutil.virtual_memory().available)

@@ -31,13 +31,15 @@ class Cell:
     dtype: str  # fp32, fp16, bf16
     device: str  # cpu, cuda
     round: int = 1  # of --perf-aa, which measures each cell several times
+    protocol: str = "adaptive"  # or paper: a measurement by another protocol is of another cell
 
     @property
     def id(self) -> str:
         """The cell's name in tests, results and baselines."""
         lengths = f"i{self.input_tokens}-o{self.output_tokens}"
         again = f"#{self.round}" if self.round > 1 else ""
-        return f"{self.model}/{self.method}/{lengths}/m{self.batch}/{self.engine}-{self.dtype}{again}"
+        how = f"{self.engine}-{self.dtype}" + ("" if self.protocol == "adaptive" else f"-{self.protocol}")
+        return f"{self.model}/{self.method}/{lengths}/m{self.batch}/{how}{again}"
 
     @property
     def subject(self) -> tuple[str, str]:
@@ -66,12 +68,13 @@ class Grid:
     batches: tuple[int, ...]
     models: Mapping[str, tuple[str, ...]]  # model -> its methods
     rounds: int = 1
+    protocol: str = "adaptive"
 
     def cells(self) -> list[Cell]:
         """Every cell, in the order in which measuring builds each subject once."""
         subjects = [(model, method) for model, methods in self.models.items() for method in methods]
         return [
-            Cell(model, method, inputs, outputs, batch, engine, self.dtype, self.device, round_)
+            Cell(model, method, inputs, outputs, batch, engine, self.dtype, self.device, round_, self.protocol)
             for round_, (model, method), engine, outputs, inputs, batch in product(
                 range(1, self.rounds + 1), subjects, self.engines, self.outputs, self.inputs, sorted(self.batches)
             )
@@ -85,6 +88,7 @@ class Grid:
         inputs: Sequence[int] | None = None,
         outputs: Sequence[int] | None = None,
         batches: Sequence[int] | None = None,
+        engines: Sequence[str] | None = None,
     ) -> Grid:
         """The grid with axes replaced; a model that is new to it is measured with the methods of the first one.
 
@@ -100,6 +104,7 @@ class Grid:
             inputs=tuple(inputs or self.inputs),
             outputs=tuple(outputs or self.outputs),
             batches=tuple(batches or self.batches),
+            engines=tuple(engines or self.engines),
         )
 
 

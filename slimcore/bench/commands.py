@@ -1,4 +1,4 @@
-"""The command line's part on saved measurements: compare, merge, report, accept, history."""
+"""The command line's part on measurements: predict them, compare, merge, report, accept, history of saved ones."""
 
 from __future__ import annotations
 
@@ -101,6 +101,31 @@ def history(
     typer.echo(tabulated(table(found)))
     if out is not None:
         typer.echo(f"figure: {draw(found, out)}")
+
+
+def predict(
+    models: Annotated[list[str] | None, typer.Argument(metavar="[MODEL...]", help="Default: all of the grid.")] = None,
+    gpu: Annotated[str, typer.Option(help="The device, as h100, a100-80gb, rtx4090.")] = "h100",
+    grid: Annotated[str, typer.Option(help="The grid to predict.")] = "figure",
+    grids: Annotated[Path, typer.Option(help="File of grids.")] = Path("perf/grids.toml"),
+    methods: Annotated[str | None, typer.Option(help="In place of the grid's, separated by commas.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the figure; default: none is drawn.")] = None,
+) -> None:
+    """Print, and draw, the limits of a grid on a GPU and what cannot fit there: neither GPU nor weights are needed."""
+    from slimcore.bench import figures, forecast
+    from slimcore.bench.cell import grid_named, load_grids
+    from slimcore.bench.limit import gpu_named
+    from slimcore.bench.measure import Protocol
+
+    device = gpu_named(gpu)
+    chosen = grid_named(load_grids(grids), grid)
+    cells = chosen.narrow(models=models or None, methods=methods.split(",") if methods else None).cells()
+    subjects = forecast.costs(cells)
+    found = forecast.forecast(cells, subjects, device, Protocol())
+    typer.echo("\n".join(forecast.limits(found, subjects, device)))
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        typer.echo(f"figure: {figures.draw(forecast.as_results(found), subjects, out)}")
 
 
 def _conclude(run: Run, baselines: Path) -> None:

@@ -60,6 +60,17 @@ def conditions(device: str) -> dict[str, Any]:
         }
 
 
+def energy(device: str) -> float | None:
+    """Joules that the device has used since its driver was loaded; None where it does not say."""
+    if device != "cuda":
+        return None
+    with _nvml() as (nvml, handle):
+        try:
+            return float(nvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3 if nvml else None
+        except nvml.NVMLError:
+            return None  # devices before Volta
+
+
 _CALM = ("None", "GpuIdle", "All", "ApplicationsClocksSetting")
 
 

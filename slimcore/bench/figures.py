@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slimcore.bench.limit import least_of
 from slimcore.bench.results import Record, throughput
 from slimcore.bench.statistics import summarise
 from slimcore.cost import human
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from slimcore.bench.limit import Device
 
 FIGURE = "throughput_latency"
 
@@ -27,8 +30,13 @@ _STYLES: tuple[dict[str, Any], ...] = (
 )
 
 
-def draw(cells: Sequence[Record], subjects: Mapping[tuple[str, str], Record], folder: Path) -> Path | None:
-    """Draw the cells as PNG and SVG into `folder`; return the PNG's path, or None where no cell has a time."""
+def draw(
+    cells: Sequence[Record], subjects: Mapping[tuple[str, str], Record], folder: Path, device: Device | None = None
+) -> Path | None:
+    """Draw the cells as PNG and SVG into `folder`; return the PNG's path, or None where no cell has a time.
+
+    With a `device`, a thin line beside each series is its limit there.
+    """
     timed = [c for c in cells if c["status"] in ("ok", "oom")]
     if not any(c["status"] == "ok" for c in timed):
         return None
@@ -44,12 +52,15 @@ def draw(cells: Sequence[Record], subjects: Mapping[tuple[str, str], Record], fo
         for (outputs, inputs), panel in zip(columns, row, strict=True):
             inside = [c for c in own if (c["output_tokens"], c["input_tokens"]) == (outputs, inputs)]
             labelled = (0, _fastest(inside, series))
+            marked: list[tuple[float, float]] = []
             for number, name in enumerate(series):
                 chosen = [c for c in inside if _series(c) == name]
                 if chosen:
                     label = _legend(chosen[0], subjects, series)
                     # The outermost series carry the labels; those between have their points at the same M in turn.
-                    _draw_series(panel, chosen, label, number, labelled=number in labelled)
+                    _draw_series(panel, chosen, label, number, marked, labelled=number in labelled)
+                    if device is not None:
+                        _draw_limit(panel, chosen, subjects, device, number)
             title = f"{model}: {inputs} in, {outputs} out"
             _finish(panel, title, room=0.35 if any(c["status"] == "oom" for c in inside) else 0.12)
     png = folder / f"{FIGURE}.png"
@@ -85,7 +96,10 @@ def _legend(cell: Record, subjects: Mapping[tuple[str, str], Record], series: Se
     return label
 
 
-def _draw_series(panel: Axes, cells: Sequence[Record], label: str, number: int, *, labelled: bool) -> None:
+def _draw_series(
+    panel: Axes, cells: Sequence[Record], label: str, number: int, marked: list[tuple[float, float]], *, labelled: bool
+) -> None:
+    """One line; `marked` takes the place at which it ends for want of memory, so that marks do not overlap."""
     style = _STYLES[number % len(_STYLES)]
     ok = sorted((c for c in cells if c["status"] == "ok"), key=lambda c: c["batch"])
     lost = sorted(c["batch"] for c in cells if c["status"] == "oom")
@@ -105,11 +119,24 @@ def _draw_series(panel: Axes, cells: Sequence[Record], label: str, number: int, 
         text = f"M{cell['batch']}"
         panel.annotate(text, at, xytext=offset, textcoords="offset points", fontsize=7, color=style["color"], **place)
     if lost and ok:
-        # To the right of the last point that fits: where the curve would have gone on.
+        # To the right of the last point that fits, where the curve would have gone on; below those that end there too.
+        below = sum(abs(a / x[-1] - 1) < 0.15 and abs(b / y[-1] - 1) < 0.15 for a, b in marked)
+        marked.append((x[-1], y[-1]))
         panel.annotate(
-            f"\N{MULTIPLICATION SIGN} OOM at M{lost[0]}", (x[-1], y[-1]), xytext=(9, 1), textcoords="offset points",
+            f"\N{MULTIPLICATION SIGN} OOM at M{lost[0]}", (x[-1], y[-1]), xytext=(9, 1 - 9 * below), textcoords="offset points",
             ha="left", va="center", fontsize=7, fontweight="bold", color=style["color"],
         )  # fmt: skip
+
+
+def _draw_limit(
+    panel: Axes, cells: Sequence[Record], subjects: Mapping[tuple[str, str], Record], device: Device, number: int
+) -> None:
+    """The least latency of each point that has one, and the throughput there."""
+    points = [(least, c["batch"] * c["output_tokens"] / least) for c in sorted(cells, key=lambda c: c["batch"])
+              if c["status"] == "ok" and (least := least_of(c, subjects, device))]  # fmt: skip
+    if points:
+        panel.plot(*zip(*points, strict=True), color=_STYLES[number % len(_STYLES)]["color"], linewidth=0.6, alpha=0.7,
+                   label="limit of the device" if number == 0 else None)  # fmt: skip
 
 
 def _finish(panel: Axes, title: str, *, room: float) -> None:

@@ -57,6 +57,12 @@ class Shift:
 
     d: float
     s: float
+    hidden: float = 0.0  # standard deviation of what one pair of processes cannot show
+
+    @property
+    def smallest(self) -> float:
+        """The slowdown, as a share, that would have been suspected 95 times in 100."""
+        return detectable(math.hypot(self.s, self.hidden), SCREEN)
 
     @property
     def z(self) -> float:
@@ -151,18 +157,23 @@ class Beside:
 
     status: str
     pooled: float  # of one pair's log ratio, over the cells so far
-    process: float
+    process: float  # what is expected from one pair of processes to another
+    learned: float = 0.0  # and what the fresh pairs of this run have shown
 
     def shift(self, measured: Record) -> Shift:
-        """The middle of the pairs' log ratios."""
+        """The middle of the pairs' log ratios.
+
+        What was learned does not make it less suspect, or nothing would be measured again that could correct it.
+        """
         now = ratios(measured)
-        return Shift(now.centre, self._deviation(now))
+        return Shift(now.centre, self._deviation(now), self.learned)
 
     def fresh_shift(self, measured: Record) -> Shift:
         """The mean over pairs of processes."""
         levels = [ratios(f) for f in measured["fresh"]]
         centres = [r.centre for r in levels]
-        one = _deviation_of_processes(centres, math.sqrt(fmean(self._deviation(r) ** 2 for r in levels)))
+        expected = max(self.learned, math.sqrt(fmean(self._deviation(r) ** 2 for r in levels)))
+        one = _deviation_of_processes(centres, expected)
         return Shift(fmean(centres), one / math.sqrt(len(centres)))
 
     def words(self, measured: Record) -> list[str]:
@@ -244,9 +255,8 @@ def judge(  # noqa: PLR0911 - a verdict a line
         return replace(_judgement("inconclusive", cell, reference, shift), suspect=True)
     if shift.z < -FASTER and shift.d < -least:
         return _judgement("faster", cell, reference, shift)
-    smallest = detectable(first.s, SCREEN)
-    if smallest > (detect or RULES[cell["device"]].detect):
-        return _judgement("inconclusive", cell, reference, shift, f"; could have seen {smallest:.0%}, not less")
+    if first.smallest > (detect or RULES[cell["device"]].detect):
+        return _judgement("inconclusive", cell, reference, shift, f"; could have seen {first.smallest:.0%}, not less")
     return _judgement("same", cell, reference, shift)
 
 

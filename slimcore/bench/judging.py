@@ -46,7 +46,9 @@ class Judge:
         """What `cell` is judged against: the version measured beside it, or the accepted nights."""
         if "against_status" in cell:
             rule = RULES[cell["device"]]
-            return Beside(cell["against_status"], cell.get("pooled", rule.process), cell.get("process", rule.process))
+            return Beside(
+                cell["against_status"], cell.get("pooled", rule.process), rule.process, cell.get("process", 0.0)
+            )
         return self.baseline.references.get(cell["id"])
 
     def changes(self, cell: Record) -> list[str]:

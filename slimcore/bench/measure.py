@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from slimcore.bench.engines import engine_named
+from slimcore.bench.environment import energy
 from slimcore.bench.statistics import summarise
 
 if TYPE_CHECKING:
@@ -36,6 +38,12 @@ class Protocol:
     tight: float = 0.01  # relative half-width of the median's interval that ends a cell early
     warmups: tuple[int, int] = (3, 4)
     steady: float = 0.02  # the last three warm-ups agree within this
+    sample: bool = False  # draw tokens rather than take the likeliest
+    events: bool = False  # time by CUDA events rather than by the host's clock
+
+
+# The published measurement of the figure: 10 and 20 runs, sampled, CUDA events.
+PAPER = Protocol(seconds=math.inf, repeats=(20, 20), warmups=(10, 10), sample=True, events=True)
 
 
 @dataclass
@@ -49,11 +57,12 @@ class Timing:
     warmup_s: list[float] = field(default_factory=list)
     canary_s: list[list[float]] = field(default_factory=list)  # readings before and after: product, copy
     peak_bytes: int | None = None  # CUDA: allocated; CPU: resident set of the process; None where it cannot be read
+    joules: float | None = None  # a generated token, all rows counted; None where the device does not say
 
     def as_dict(self) -> dict[str, Any]:
         """The fields by name, for JSON; times to a nanosecond."""
         rounded = {k: [round(s, 9) for s in getattr(self, k)] for k in ("latency_s", "ttft_s", "warmup_s")}
-        rest = {"canary_s": self.canary_s, "peak_bytes": self.peak_bytes}
+        rest = {"canary_s": self.canary_s, "peak_bytes": self.peak_bytes, "joules": self.joules}
         return {"status": self.status, "detail": self.detail} | rounded | rest
 
 
@@ -69,7 +78,8 @@ def measure(model: PreTrainedModel, cell: Cell, protocol: Protocol, canary: Cana
 class Generation:
     """One cell on its model, ready to be timed."""
 
-    def __init__(self, model: PreTrainedModel, cell: Cell) -> None:
+    def __init__(self, model: PreTrainedModel, cell: Cell, protocol: Protocol) -> None:
+        self._protocol = protocol
         self._engine, self._model, self._new = engine_named(cell.engine), model, cell.output_tokens
         special = {i for i in (model.config.bos_token_id, model.config.pad_token_id) if isinstance(i, int)}
         eos = model.config.eos_token_id
@@ -85,19 +95,18 @@ class Generation:
         """Seconds to the first token."""
         return self._timed(1)
 
-    def warm_up(self, protocol: Protocol, seconds: list[float]) -> None:
-        """Run until the last three agree, at most `protocol.warmups[1]` times; `seconds` takes each."""
-        least, most = protocol.warmups
-        while len(seconds) < least or (len(seconds) < most and not _steady(seconds[-3:], protocol.steady)):
+    def warm_up(self, seconds: list[float]) -> None:
+        """Run until the last three agree, within the protocol's numbers; `seconds` takes each."""
+        least, most = self._protocol.warmups
+        while len(seconds) < least or (len(seconds) < most and not _steady(seconds[-3:], self._protocol.steady)):
             seconds.append(self.whole())
 
     def _timed(self, new_tokens: int) -> float:
         """Generate once, check the length of every row, and return the seconds it took."""
-        _synchronise(self._ids.device)
-        start = perf_counter()
-        output = self._engine(self._model, self._ids, new_tokens)
-        _synchronise(self._ids.device)
-        seconds = perf_counter() - start
+        clock = _events if self._protocol.events and self._ids.is_cuda else _host
+        output, seconds = clock(
+            lambda: self._engine(self._model, self._ids, new_tokens, sample=self._protocol.sample), self._ids.device
+        )
         expected = (self._ids.shape[0], self._ids.shape[1] + new_tokens)
         if tuple(output.shape) != expected:
             raise RuntimeError(f"generate returned {tuple(output.shape)}, not {expected}: it stopped early")
@@ -149,17 +158,39 @@ def prompt(vocabulary: int, special: set[int], shape: tuple[int, int], seed: int
 
 def _measure(model: PreTrainedModel, cell: Cell, protocol: Protocol, canary: Canary | None) -> Timing:
     timing = Timing("ok")
-    generation = Generation(model, cell)
+    generation = Generation(model, cell, protocol)
     with quiet():
         with _peak_memory(cell.device, timing):
             timing.warmup_s.append(generation.whole())
-        generation.warm_up(protocol, timing.warmup_s)
+        generation.warm_up(timing.warmup_s)
         generation.first()
         before = canary.read() if canary else []
+        spent = energy(cell.device)
         _repeat(generation, timing, protocol)
+        if spent is not None:
+            tokens = cell.batch * (cell.output_tokens + 1) * len(timing.latency_s)
+            timing.joules = round(((energy(cell.device) or spent) - spent) / tokens, 6)
         after = canary.read() if canary else []
     timing.canary_s = [reading for reading in (before, after) if reading]
     return timing
+
+
+def _host(work: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, float]:
+    _synchronise(device)
+    start = perf_counter()
+    output = work()
+    _synchronise(device)
+    return output, perf_counter() - start
+
+
+def _events(work: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, float]:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    _synchronise(device)
+    start.record()
+    output = work()
+    end.record()
+    _synchronise(device)
+    return output, start.elapsed_time(end) / 1e3
 
 
 def _steady(seconds: list[float], within: float) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from slimcore.bench.engines import eager
+from slimcore.bench.engines.eager import eager
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

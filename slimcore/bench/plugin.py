@@ -5,8 +5,10 @@ A test that takes the fixture `cell` runs once for every cell of the grid.
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -19,11 +21,13 @@ from slimcore.errors import ResultsError, SlimcoreError
 
 if TYPE_CHECKING:
     from slimcore.bench.cell import Cell, Grid
+    from slimcore.bench.limit import Device
+    from slimcore.bench.measure import Protocol
     from slimcore.bench.session import Places, Session
 
 MARKS = {"cpu": "cpu", "cuda": "gpu"}  # device -> mark
-DEFAULTS = ("cpu", "gpu")  # grids, where none is named
-AXES = ("models", "methods", "inputs", "outputs", "batches")
+DEFAULTS = ("cpu", "figure")  # grids, where none is named
+AXES = ("models", "methods", "inputs", "outputs", "batches", "engines")
 
 _GRIDS = pytest.StashKey["list[Grid]"]()
 _SESSION = pytest.StashKey["Session"]()  # of a process that measures
@@ -32,6 +36,7 @@ _RUN = pytest.StashKey[Path]()  # the folder of results, on the controller of wo
 _SLOTS = pytest.StashKey[dict[str, int]]()
 _STAMP = pytest.StashKey[str]()
 _LINES = pytest.StashKey[list[str]]()
+_DEADLINE = pytest.StashKey[float]()  # of --perf-budget, on the monotonic clock
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -42,12 +47,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         ("inputs", _numbers, "numbers of input tokens"),
         ("outputs", _numbers, "numbers of output tokens"),
         ("batches", _numbers, "batch sizes"),
+        ("engines", _names, "engines: eager, compiled, vllm"),
     )
     group = parser.getgroup("slimcore", "measuring generation")
-    group.addoption("--perf-grid", metavar="NAME", help="grid to measure (default: gpu where there is one, else cpu)")
+    group.addoption("--perf-grid", metavar="NAME", help="grid to measure (default: figure on a GPU, else cpu)")
     for name, kind, text in axes:
         group.addoption(f"--perf-{name}", type=kind, metavar="A,B", help=f"{text}; in place of the grid's")
     group.addoption("--perf-seconds", type=float, default=6.0, help="time for the repeats of a cell (default: 6)")
+    group.addoption("--perf-protocol", choices=("adaptive", "paper"), default="adaptive",
+                    help="paper: the published 10 + 20 runs, sampled, by CUDA events (default: adaptive)")  # fmt: skip
+    group.addoption("--perf-plan", action="store_true", help="print what is to be measured, time and memory")
+    group.addoption("--perf-gpu", metavar="NAME", help="GPU to plan for, as h100 (default: the device that is here)")
+    group.addoption("--perf-budget", type=_duration, metavar="10m", help="measure what fits, the most telling first")
     group.addoption("--perf-resume", nargs="?", const="latest", metavar="RUN", help="go on with a run, or the latest")
     group.addoption("--perf-against", metavar="REF", help="measure a git ref, or a folder, in turn with this version")
     group.addoption("--perf-aa", type=_count, metavar="N", help="measure this version against itself N times")
@@ -103,6 +114,8 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError("--perf-aa measures this version against itself: leave --perf-against out")
     if getattr(option, "tx", None) and (option.perf_against or option.perf_aa):
         raise pytest.UsageError("--perf-against and --perf-aa need the machine for themselves: run without -n")
+    if getattr(option, "tx", None) and option.perf_budget:
+        raise pytest.UsageError("--perf-budget counts the time of one process: run without -n, or narrow the grid")
     if option.perf_update and not option.perf_reason:
         raise pytest.UsageError("--perf-update needs --perf-reason TEXT: why these measurements are right")
     if hasattr(config, "workerinput"):
@@ -144,13 +157,19 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
     config = session.config
     cells = [cell for item in session.items if (cell := _cell(item))] if hasattr(session, "items") else []
     failed = session.testsfailed and not config.option.continue_on_collection_errors
-    if cells and not config.option.collectonly and not failed:
+    if cells and config.option.perf_plan and not failed:
+        config.stash[_LINES] = _plan(config, cells)
+        session.items[:] = []
+    elif cells and not config.option.collectonly and not failed:
         try:
             config.stash[_SESSION] = _open(config, session.items, cells)
         except SlimcoreError as error:
             if not hasattr(config, "workerinput"):
                 raise pytest.UsageError(str(error)) from None
             config.stash[_REFUSED] = str(error)  # the fixture `bench` says it, cell by cell
+        else:
+            if config.option.perf_budget:
+                _keep_to_budget(session)
     try:
         return (yield)
     finally:
@@ -158,6 +177,19 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
             config.stash[_SESSION].close()
         if not hasattr(config, "workerinput"):
             _conclude(session)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a cell whose engine is not here, or for which no time is left."""
+    cell, config = _cell(item), item.config
+    if cell is None or _SESSION not in config.stash:
+        return
+    from slimcore.bench.engines import missing
+
+    if reason := missing(cell.engine, cell.device):
+        pytest.skip(reason)
+    if time.monotonic() > config.stash.get(_DEADLINE, math.inf) and cell.id not in config.stash[_SESSION].run.done:
+        pytest.skip("the time of --perf-budget is used: --perf-resume goes on")
 
 
 @pytest.fixture(scope="session")
@@ -210,8 +242,56 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             terminalreporter.write_line(line)
 
 
+def _plan(config: pytest.Config, cells: Sequence[Cell]) -> list[str]:
+    """What is to be measured, cell by cell, and in all."""
+    from slimcore.bench import forecast
+
+    device = _device(config, cells[0].device)
+    subjects = forecast.costs(cells)
+    found = forecast.forecast(cells, subjects, device, _protocol(config))
+    return forecast.described(found, subjects, device)
+
+
+def _keep_to_budget(session: pytest.Session) -> None:
+    """Leave the items of cells that are done, and of those that fit into the time."""
+    from slimcore.bench import forecast
+
+    config, done = session.config, session.config.stash[_SESSION].run.done
+    cells = [cell for item in session.items if (cell := _cell(item)) and cell.id not in done]
+    config.stash[_DEADLINE] = time.monotonic() + config.option.perf_budget
+    if not cells:
+        return
+    subjects = forecast.costs(cells)
+    found = forecast.forecast(cells, subjects, _device(config, cells[0].device), _protocol(config))
+    chosen = forecast.within(found, subjects, config.option.perf_budget)
+    left = [item for item in session.items if (cell := _cell(item)) and cell in cells and cell not in chosen]
+    config.hook.pytest_deselected(items=left)
+    session.items[:] = [item for item in session.items if item not in left]
+    session.testscollected = len(session.items)
+
+
+def _device(config: pytest.Config, kind: str) -> Device:
+    """The device to plan for: a named one, or that at hand; an H100 for a GPU grid where there is none."""
+    from slimcore.bench.limit import gpu_named
+
+    named = config.option.perf_gpu
+    if named or (kind == "cuda" and not _cuda()):
+        try:
+            return gpu_named(named or "h100")
+        except SlimcoreError as error:
+            raise pytest.UsageError(str(error)) from None
+    from slimcore.bench.canary import at_hand
+
+    return at_hand(kind)
+
+
+def _protocol(config: pytest.Config) -> Protocol:
+    from slimcore.bench.measure import PAPER, Protocol
+
+    return PAPER if config.option.perf_protocol == "paper" else Protocol(seconds=config.option.perf_seconds)
+
+
 def _open(config: pytest.Config, items: Sequence[pytest.Item], cells: Sequence[Cell]) -> Session:
-    from slimcore.bench.measure import Protocol
     from slimcore.bench.session import Options, Session
 
     option, worker = config.option, getattr(config, "workerinput", {})
@@ -236,7 +316,7 @@ def _open(config: pytest.Config, items: Sequence[pytest.Item], cells: Sequence[C
         worker=worker.get("workerid", ""),
         workers=workers,
     )
-    return Session(grid, cells, _places(config), Protocol(seconds=option.perf_seconds), options)
+    return Session(grid, cells, _places(config), _protocol(config), options)
 
 
 def _conclude(session: pytest.Session) -> None:
@@ -283,6 +363,7 @@ def _again(config: pytest.Config, item: pytest.Item) -> str:
     """The command that measures one cell again."""
     option = config.option
     options = [f"--perf-grid={option.perf_grid}"] if option.perf_grid else []
+    options += [f"--perf-protocol={option.perf_protocol}"] if option.perf_protocol != "adaptive" else []
     given = {axis: values for axis in AXES if (values := getattr(option, f"perf_{axis}"))}
     options += [f"--perf-{axis}={','.join(map(str, values))}" for axis, values in given.items()]
     return shlex.join(["pytest", item.nodeid, *options])
@@ -298,7 +379,8 @@ def _narrowed(config: pytest.Config) -> list[Grid]:
         grids = load_grids(config.rootpath / config.getini("perf_grids"))
         chosen = [grid_named(grids, named)] if named else [grids[name] for name in DEFAULTS if name in grids]
         config.stash[_GRIDS] = chosen
-        return [replace(grid.narrow(**axes), rounds=config.option.perf_aa or 1) for grid in chosen]
+        rounds, protocol = config.option.perf_aa or 1, config.option.perf_protocol
+        return [replace(grid.narrow(**axes), rounds=rounds, protocol=protocol) for grid in chosen]
     except SlimcoreError as error:
         raise pytest.Collector.CollectError(str(error)) from None
 
@@ -346,6 +428,14 @@ def _numbers(text: str) -> list[int]:
 def _count(text: str) -> int:
     (number,) = _numbers(text)
     return number
+
+
+def _duration(text: str) -> float:
+    """Seconds of 90, 90s, 10m or 1.5h."""
+    seconds = float(text.rstrip("smh")) * {"m": 60, "h": 3600}.get(text[-1], 1)
+    if not 0 < seconds < math.inf:
+        raise ValueError
+    return seconds
 
 
 def _shard(text: str) -> tuple[int, int]:

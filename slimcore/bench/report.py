@@ -7,16 +7,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import pandas as pd
 
-from slimcore.bench import figures, noise
+from slimcore.bench import figures, limit, noise, story
 from slimcore.bench.baseline import Baseline, cost_of
 from slimcore.bench.cell import DENSE
 from slimcore.bench.checks import Check, changed_costs
 from slimcore.bench.gate import Judgement
 from slimcore.bench.judging import Judge
+from slimcore.bench.limit import Device
 from slimcore.bench.results import Record, Run, throughput
 from slimcore.bench.statistics import Comparison, compare, summarise
 from slimcore.bench.table import tabulated
@@ -45,12 +47,15 @@ class Findings:
 def write(found: Findings) -> Path:
     """Write the report and its figure into the run's folder; return the report's path."""
     run, cells = found.run, found.cells
-    drawn = figures.draw(list(cells.values()), run.subjects, run.folder)
+    device = limit.seen(cells.values())
+    drawn = figures.draw(list(cells.values()), run.subjects, run.folder, device)
+    reading = story.told(list(cells.values()))
     sections = [
         f"# {run.start['grid']} on {run.start['machine']}",
         _paragraph(_headline(run, cells)),
         f"![Throughput against latency]({drawn.name})" if drawn else "No cell has a time to draw.",
-        *_model_sections(cells, found.verdicts),
+        *_model_sections(found, device),
+        *(["## What pruning bought\n\n" + reading] if reading else []),
         "## Footprint and perplexity\n\n" + _footprints(run),
         "## Verdicts\n\n" + _paragraph(standing(found)),
         *(["## Noise\n\n" + noise.described(cells, found.verdicts)] if run.start.get("aa") else []),
@@ -151,34 +156,68 @@ def _headline(run: Run, cells: Mapping[str, Record], resumed: int = 0) -> list[s
     return lines
 
 
-def _model_sections(cells: Mapping[str, Record], verdicts: Mapping[str, Judgement]) -> list[str]:
+def _model_sections(found: Findings, device: Device | None) -> list[str]:
+    cells = found.cells
     models = dict.fromkeys(c["model"] for c in cells.values())
+    note = _COLUMNS if device is None else f"{_COLUMNS} {_LIMIT.format(_peaks(device))}"
     return [
-        f"## {model}\n\n"
-        + tabulated([_row(c, cells, verdicts[i]) for i, c in cells.items() if c["model"] == model])
-        + "\n\nLatency: median of one whole generate, with its 95 % interval (the whole range below six repeats)."
-        " TTFT: time to the first token. TPOT: time for each token after it. vs dense: how many times faster; ~ where"
-        " the intervals of both overlap."
+        f"## {model}\n\n{_filled([_row(c, found, device) for c in cells.values() if c['model'] == model])}\n\n{note}"
         for model in models
     ]
 
 
-def _row(cell: Record, cells: Mapping[str, Record], judgement: Judgement) -> dict[str, str]:
-    row = dict.fromkeys(("latency (s)", "tokens/s", "TTFT (ms)", "TPOT (ms)", "peak memory", "vs dense"), "")
+_COLUMNS = (
+    "Latency: median of one whole generate, with its 95 % interval (the whole range below six repeats); by the protocol"
+    " `paper` mean and standard deviation. TTFT: time to the first token. TPOT: time for each token after it. vs dense:"
+    " how many times faster; ~ where the intervals of both overlap."
+)
+_LIMIT = (
+    "% of limit: the least time in which this device could read the weights and the cache, and do the products ({}, as"
+    " the canary saw it), over the latency."
+)
+
+
+def _peaks(device: Device) -> str:
+    return f"{human(device.bandwidth, 'B/s')}, {human(device.flops, 'FLOP/s')}"
+
+
+def _filled(rows: Sequence[dict[str, str]]) -> str:
+    """A table without the columns that say nothing anywhere."""
+    return tabulated([{k: v for k, v in row.items() if any(other[k] for other in rows)} for row in rows])
+
+
+def _row(cell: Record, found: Findings, device: Device | None) -> dict[str, str]:
+    row = dict.fromkeys(_FIGURES, "")
     if cell["status"] == "ok":
-        time, gain, step = summarise(cell["latency_s"]), speedup(cell, cells), tpot(cell)
+        time, gain, step = summarise(cell["latency_s"]), speedup(cell, found.cells), tpot(cell)
+        least = limit.least_of(cell, found.run.subjects, device) if device else None
         row |= {
-            "latency (s)": f"{time.centre:.3f} ({time.low:.3f} to {time.high:.3f})",
+            "latency (s)": _latency(cell),
             "tokens/s": f"{throughput(cell):.1f}",
             "TTFT (ms)": f"{1e3 * summarise(cell['ttft_s']).centre:.1f}" if cell["ttft_s"] else "",
             "TPOT (ms)": "" if step is None else f"{1e3 * step:.2f}",
+            # It compiles.
+            "first run (s)": f"{cell['warmup_s'][0]:.1f}" if cell["engine"] == "compiled" and cell["warmup_s"] else "",
             "peak memory": human(cell["peak_bytes"], "B") if cell["peak_bytes"] else "",
+            "J/token": f"{cell['joules']:.3g}" if cell.get("joules") else "",
+            "% of limit": "" if least is None else f"{least / time.centre:.0%}",
             "vs dense": "" if gain is None or cell["method"] == DENSE else _against_dense(gain),
         }
     else:
         row["latency (s)"] = "out of memory" if cell["status"] == "oom" else cell["status"]
     name = cell["id"].removeprefix(cell["model"] + "/")
-    return {"cell": name} | row | {"verdict": _verdict(judgement)}
+    return {"cell": name} | row | {"verdict": _verdict(found.verdicts[cell["id"]])}
+
+
+_FIGURES = ("latency (s)", "tokens/s", "TTFT (ms)", "TPOT (ms)", "first run (s)", "peak memory", "J/token",
+            "% of limit", "vs dense")  # fmt: skip
+
+
+def _latency(cell: Record) -> str:
+    if cell.get("protocol") == "paper":
+        return f"{fmean(cell['latency_s']):.3f} \N{PLUS-MINUS SIGN} {stdev(cell['latency_s']):.3f}"
+    time = summarise(cell["latency_s"])
+    return f"{time.centre:.3f} ({time.low:.3f} to {time.high:.3f})"
 
 
 def _verdict(judgement: Judgement) -> str:

@@ -33,7 +33,7 @@ class Server:
     def open(self, *, cell: dict[str, Any], known: dict[str, Any] | None) -> dict[str, Any]:
         """Build the subject of `cell`, by the plan of the record `known` where there is one, and warm up."""
         from slimcore.bench.cell import Cell
-        from slimcore.bench.measure import Generation, Protocol
+        from slimcore.bench.measure import PAPER, Generation, Protocol
 
         wanted = Cell(**{f.name: cell[f.name] for f in fields(Cell) if f.name in cell})
         self._device = wanted.device
@@ -41,9 +41,9 @@ class Server:
         if known is not None:
             self._subjects.know(known)
         subject = self._subjects.get(wanted)
-        self._generation = Generation(subject.model, wanted)
+        self._generation = Generation(subject.model, wanted, PAPER if wanted.protocol == "paper" else Protocol())
         warmup: list[float] = []
-        self._generation.warm_up(Protocol(), warmup)
+        self._generation.warm_up(warmup)
         return {"subject": subject.record, "warmup_s": warmup}
 
     def time(self) -> dict[str, Any]:

@@ -1,0 +1,130 @@
+"""What a run says of the published figure's reading: Ours above dense, width below Ours, larger batches, plateaus.
+
+Kim et al. 2024, arXiv 2402.02834, figure 1 and section 4: depth pruning speeds generation up where memory's bandwidth
+bounds it, width pruning does not, and a smaller model has room for larger batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from slimcore.bench.cell import DENSE, parse_method
+from slimcore.bench.results import Record, throughput
+from slimcore.bench.statistics import compare, summarise
+from slimcore.bench.table import tabulated
+
+PLATEAU = 1.1  # a doubled batch that gives less than this more is on it
+
+
+def told(cells: Sequence[Record]) -> str:
+    """Tables of what pruning bought, panel by panel, and of the reading; empty without dense and another method."""
+    rows: list[dict[str, str]] = []
+    held: dict[str, list[bool]] = {}
+    for panel in _groups(cells, "model", "input_tokens", "output_tokens"):
+        if DENSE in (ladders := _ladders(panel)) and len(ladders) > 1:
+            one = panel[0]
+            rows += _rows(f"{one['model']}, {one['input_tokens']} in, {one['output_tokens']} out", ladders, held)
+    if not rows:
+        return ""
+    reading = [
+        {"reading": claim, "holds in": f"{sum(panels)} of {len(panels)} panels"} for claim, panels in held.items()
+    ]
+    return f"{tabulated(rows)}\n\n{_NOTE}\n\n{tabulated(reading)}"
+
+
+_NOTE = (
+    "vs dense: throughput at equal M, the smallest and the largest that both have. Largest M: of those measured"
+    " that fit; + where nothing was too large. Plateau: the M from which more rows give less than a tenth more. Best:"
+    " most tokens/s of the method at any M, over dense's. The published reading, in this run:"
+)
+_DEPTH = "Ours is above dense at every M"
+_WIDTH = "width methods are below Ours at the smallest M"
+_STILL = "width methods do not speed generation up at the smallest M (within 5 %)"
+_LARGER = "a larger M fits after pruning"
+_ALIGNED = "multiples of 64 make a width method faster"
+
+Ladder = Mapping[int, Record]  # batch -> cell, of one series of a panel
+
+
+def _groups(cells: Sequence[Record], *names: str) -> list[list[Record]]:
+    """Cells alike in `names`, in the order in which each group begins."""
+    groups: dict[tuple[object, ...], list[Record]] = {}
+    for cell in cells:
+        groups.setdefault(tuple(cell[name] for name in names), []).append(cell)
+    return list(groups.values())
+
+
+def _ladders(panel: Sequence[Record]) -> dict[str, Ladder]:
+    """Of the first engine and round."""
+    first = panel[0]["engine"], panel[0]["dtype"], 1
+    chosen = [c for c in panel if (c["engine"], c["dtype"], c["round"]) == first]
+    return {own[0]["method"]: {c["batch"]: c for c in own} for own in _groups(chosen, "method")}
+
+
+def _rows(panel: str, ladders: Mapping[str, Ladder], held: dict[str, list[bool]]) -> list[dict[str, str]]:
+    dense = ladders[DENSE]
+    speeds = {m: _speeds(ladder) for m, ladder in ladders.items()}
+    depth = next((m for m in ladders if _kind(m) == "depth"), None)
+    widths = [m for m in ladders if _kind(m) == "width" and "x" not in m.partition(":")[2]]
+    rows = []
+    for method, ladder in ladders.items():
+        gains = [new / old for new, old in _shared(speeds[method], speeds[DENSE])]
+        best = max(speeds[method].values(), default=0.0) / max(speeds[DENSE].values(), default=1.0)
+        rows.append(
+            {
+                "panel": panel,
+                "method": method,
+                "vs dense": "" if method == DENSE or not gains else f"x{gains[0]:.2f} to x{gains[-1]:.2f}",
+                "largest M": _largest(ladder),
+                "plateau": _plateau(speeds[method]),
+                "best": "" if method == DENSE or not speeds[method] else f"x{best:.2f}",
+            }
+        )
+    if depth and (shared := _shared(speeds[depth], speeds[DENSE])):
+        held.setdefault(_DEPTH, []).append(all(new > old for new, old in shared))
+    smallest = min(dense)
+    if widths and all(smallest in speeds[m] for m in (DENSE, *widths)):
+        if depth and smallest in speeds[depth]:
+            held.setdefault(_WIDTH, []).append(all(speeds[m][smallest] < speeds[depth][smallest] for m in widths))
+        times = {m: summarise(ladders[m][smallest]["latency_s"]) for m in (DENSE, *widths)}
+        held.setdefault(_STILL, []).append(all(compare(times[DENSE], times[m]).ratio < 1.05 for m in widths))
+    if any(c["status"] == "oom" for c in dense.values()):
+        held.setdefault(_LARGER, []).append(
+            any(max(speeds[m], default=0) > max(speeds[DENSE], default=0) for m in ladders if m != DENSE)
+        )
+    for method in ladders:
+        plain, x, _ = method.rpartition("x")
+        if x and plain in speeds and (shared := _shared(speeds[method], speeds[plain])):
+            held.setdefault(_ALIGNED, []).append(all(new > old for new, old in shared))
+    return rows
+
+
+def _shared(new: Mapping[int, float], old: Mapping[int, float]) -> list[tuple[float, float]]:
+    """Both at each batch that both have, small ones first."""
+    return [(new[m], old[m]) for m in sorted(set(new) & set(old))]
+
+
+def _kind(method: str) -> str:
+    cut = parse_method(method)
+    return "" if cut is None else "width" if cut.method.inside else "depth"
+
+
+def _speeds(ladder: Ladder) -> dict[int, float]:
+    """Tokens a second by batch, ascending, of those that ran."""
+    return {m: throughput(c) for m, c in sorted(ladder.items()) if c["status"] == "ok"}
+
+
+def _largest(ladder: Ladder) -> str:
+    fits = [m for m, c in ladder.items() if c["status"] == "ok"]
+    lost = any(c["status"] == "oom" for c in ladder.values())
+    return f"{max(fits)}{'' if lost else '+'}" if fits else "none"
+
+
+def _plateau(speeds: Mapping[int, float]) -> str:
+    """`M64, 1,234 tokens/s`; empty where throughput still grows."""
+    batches = list(speeds)
+    for n, batch in enumerate(batches[:-1]):
+        later = [speeds[m] for m in batches[n + 1 :]]
+        if all(speed < speeds[batch] * PLATEAU**k for k, speed in enumerate(later, 1)):
+            return f"M{batch}, {speeds[batch]:,.0f} tokens/s"
+    return ""
