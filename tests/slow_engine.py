@@ -2,7 +2,7 @@
 
 `SLOW_LAYERS=22:0.1`: models of 22 layers take 10 % longer. `FIXED_SECONDS=0.05`: no model runs; every generate takes
 that long, times what `SLOW_LAYERS` says. `CRASH_ONCE=FILE`: the first generate of two rows by such a model kills its
-process, and leaves FILE.
+process, and leaves FILE. `OOM_ROWS=8`: so many rows, or more, are out of memory.
 """
 
 import os
@@ -29,12 +29,17 @@ def double(engine):
     layers, _, share = os.environ.get("SLOW_LAYERS", "0:0").partition(":")
     fixed = float(os.environ.get("FIXED_SECONDS", "0"))
     crash = os.environ.get("CRASH_ONCE")
+    most = int(os.environ.get("OOM_ROWS", "1000000"))
 
     def slow(model, ids, new_tokens, **options):
         chosen = model.config.num_hidden_layers == int(layers)
         if crash and chosen and len(ids) > 1 and not Path(crash).exists():
             Path(crash).touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        if len(ids) >= most:
+            import torch
+
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate more than there is")
         start = time.perf_counter()
         if fixed:
             output = ids.new_zeros((ids.shape[0], ids.shape[1] + new_tokens))

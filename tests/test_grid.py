@@ -1,5 +1,6 @@
 """Grids as data: reading, narrowing, and the ids of cells."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,20 @@ def test_the_default_grid_is_small_and_its_ids_read():
     assert ids[0] == "smollm2-135m/dense/i12-o8/m1/eager-fp32"
     assert ids[-1] == "smollm2-135m/flap:106.2M/i12-o8/m8/eager-fp32"
     assert len(set(ids)) == len(ids) == 12
+
+
+def test_the_figure_is_the_published_one():
+    """Two models, four methods, eight panels, eight batches; its mini keeps layers and methods."""
+    grids = load_grids(GRIDS)
+    assert len(grids["figure"].cells()) == 256
+    assert len(grids["figure-mini"].cells()) == 128
+    assert parse_method("llm-pruner:0.35local") is not None
+
+
+def test_another_protocol_is_another_cell():
+    """So that its times are never compared with those of the default."""
+    (cell,) = replace(load_grids(GRIDS)["cpu"].narrow(methods=["dense"], batches=[1]), protocol="paper").cells()
+    assert cell.id == "smollm2-135m/dense/i12-o8/m1/eager-fp32-paper"
 
 
 def test_each_subject_comes_in_one_stretch():
@@ -37,7 +52,7 @@ def test_a_method_is_read_with_its_budget_and_multiple():
 
 def test_narrowing_replaces_axes():
     """By value; a method by its name as the grid has it; a model that is new takes the grid's methods."""
-    grid = load_grids(GRIDS)["gpu"].narrow(models=["vicuna-13b", "./mine"], methods=["depth-ppl"], batches=[1, 7])
+    grid = load_grids(GRIDS)["figure"].narrow(models=["vicuna-13b", "./mine"], methods=["depth-ppl"], batches=[1, 7])
     assert grid.models == {"vicuna-13b": ("depth-ppl:11L",), "./mine": ("depth-ppl:9L",)}
     assert (grid.batches, grid.inputs) == ((1, 7), (12, 82))
     assert load_grids(GRIDS)["cpu"].narrow(methods=["dense", "depth-taylor:0.2"]).models == {
@@ -49,9 +64,9 @@ def test_unknown_names_are_answered_with_the_nearest():
     """Grids and methods alike; a method without a budget asks for one."""
     grids = load_grids(GRIDS)
     with pytest.raises(
-        UnknownNameError, match=r"unknown grid 'gpuu'; did you mean 'gpu'\? .known: cpu, cpu-aligned, gpu"
+        UnknownNameError, match=r"unknown grid 'figura'; did you mean 'figure'\? .known: cpu, cpu-aligned, fig"
     ):
-        grid_named(grids, "gpuu")
+        grid_named(grids, "figura")
     with pytest.raises(UnknownNameError, match="did you mean 'depth-taylor'"):
         grids["cpu"].narrow(methods=["depth-tailor:0.2"])
     with pytest.raises(ResultsError, match=r"as in depth-taylor:0\.27"):

@@ -36,8 +36,9 @@ def test_a_cell_generates_exactly_its_tokens(engine):
     """Every call asks for the cell's length or for one token, in pairs, on the same prompt."""
     calls = []
 
-    def spy(model, ids, new):
+    def spy(model, ids, new, *, sample):
         calls.append((tuple(ids.shape), new))
+        assert not sample
         return engines.eager(model, ids, new)
 
     engine(spy)
@@ -50,7 +51,7 @@ def test_a_cell_generates_exactly_its_tokens(engine):
 
 def test_a_model_that_stops_early_is_an_error_not_a_fast_model(engine):
     """The length of the output is asserted on every call."""
-    engine(lambda model, ids, new: engines.eager(model, ids, max(1, new - 1)))
+    engine(lambda model, ids, new, **_: engines.eager(model, ids, max(1, new - 1)))
     with pytest.raises(RuntimeError, match="it stopped early"):
         measure.measure(tiny(), CELL, QUICK)
 
@@ -61,6 +62,37 @@ def test_eager_generates_past_the_end_token():
     ids = prompt(VOCABULARY, set(), (4, 5), seed=0)
     model.generation_config.eos_token_id = [*range(VOCABULARY - 1)]
     assert engines.eager(model, ids, 6).shape == (4, 11)
+
+
+def test_the_papers_protocol_samples_and_runs_ten_and_twenty(engine):
+    """Tokens are drawn; mean and deviation come of exactly 20 runs."""
+    drawn = []
+
+    def spy(model, ids, new, *, sample):
+        drawn.append(sample)
+        return engines.eager(model, ids, new, sample=sample)
+
+    engine(spy)
+    timing = measure.measure(tiny(layers=2), CELL, measure.PAPER)
+    assert (len(timing.warmup_s), len(timing.latency_s)) == (10, 20)
+    assert all(drawn)
+    assert len({tuple(engines.eager(tiny(), prompt(VOCABULARY, set(), (1, 3), 0), 8, sample=True)[0].tolist())
+                for _ in range(4)}) > 1  # fmt: skip
+
+
+def test_compiled_generates_what_eager_does():
+    """Greedy tokens are equal, at two batches and lengths, and one token too; compiling is the first run's."""
+    model = tiny(layers=2)
+    with measure.quiet():
+        for shape, new in (((2, 5), 6), ((1, 3), 9), ((2, 5), 1)):
+            ids = prompt(VOCABULARY, set(), shape, seed=0)
+            assert torch.equal(engines.compiled(model, ids, new), engines.eager(model, ids, new))
+
+
+def test_an_engine_that_is_not_here_says_what_to_install():
+    """vLLM is optional."""
+    assert engines.missing("eager", "cpu") == ""
+    assert "pip install vllm" in engines.missing("vllm", "cuda")
 
 
 def clock(monkeypatch, *seconds):

@@ -31,7 +31,7 @@ outputs = [2]
 batches = [1, 2]
 models = {tiny = ["dense", "depth-ppl:2L"]}
 
-[gpu]
+[figure]
 device = "cuda"
 dtype = "fp16"
 engines = ["eager"]
@@ -151,7 +151,7 @@ def test_scoring_before_a_cell_shows_its_progress_on_a_terminal(pytester, tokeni
 def test_gpu_cells_without_a_device_fail_in_one_sentence(suite, pytester, monkeypatch):
     """Not zero, nothing written."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for options in (["-m", "gpu"], ["--perf-grid", "gpu"]):
+    for options in (["-m", "gpu"], ["--perf-grid", "figure"]):
         result = suite(*options)
         assert result.ret != 0
         result.stderr.fnmatch_lines(["ERROR: 0 of 3 cells measured: no CUDA device"])
@@ -179,6 +179,50 @@ def test_a_model_that_does_not_fit_is_out_of_memory(suite, pytester, monkeypatch
     suite().assert_outcomes(passed=4, deselected=3)
     assert [c["status"] for c in lines(pytester, "cell")] == ["oom"] * 4
     assert "the model itself does not fit" in lines(pytester, "cell")[0]["detail"]
+
+
+def test_where_memory_is_not_given_back_the_next_cells_run_in_fresh_processes(suite, pytester, monkeypatch):
+    """What leaked is told; the cells after it are measured all the same."""
+    leaked = iter([0, 10**9, 10**9])
+    monkeypatch.setattr("slimcore.bench.measure.allocated", lambda device: next(leaked, 10**9))
+    monkeypatch.setattr("slimcore.bench.alone.allocated", lambda device: 10**9)
+
+    def refuse(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("slimcore.bench.measure._measure", refuse)
+    suite("--perf-batches", "1", "--perf-inputs", "3,4").assert_outcomes(passed=4, deselected=3)
+    first, *rest = lines(pytester, "cell")
+    assert first["status"] == "oom"
+    assert "bytes stayed allocated" in first["detail"]
+    assert [c["status"] for c in rest] == ["ok"] * 3
+    assert [s["method"] for s in lines(pytester, "subject")] == ["dense", "depth-ppl:2L"]
+
+
+def test_a_plan_tells_each_cell_and_measures_nothing(suite, pytester):
+    """With or without a GPU: cells, limits, memory, the whole."""
+    result = suite("--perf-plan", "-m", "gpu", "--perf-gpu", "l4")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["| tiny/dense/i3-o2/m4/eager-fp16 *", "3 cells of 1 subjects on L4 24GB (*: about *"])
+    assert not (pytester.path / "reports").exists()
+    suite("--perf-plan").stdout.fnmatch_lines(["4 cells of 2 subjects on this device (*"])
+
+
+def test_a_budget_leaves_the_rest_to_resume(suite, pytester):
+    """One cell at least; going on takes the next ones; nothing is measured twice or called gone."""
+    result = suite("--perf-budget", "0.1s")
+    assert result.ret == 0
+    assert len(lines(pytester, "cell")) == 1
+    result.stdout.fnmatch_lines(["1 of 4 cells measured: 1 ok."])
+    suite("--perf-budget", "1h", "--perf-resume").stdout.fnmatch_lines(["4 of 4 cells measured: 4 ok (*"])
+    assert len(lines(pytester, "cell")) == 4
+
+
+def test_an_engine_that_is_not_installed_is_skipped_with_its_reason(suite):
+    """And no other cell with it."""
+    result = suite("--perf-engines", "eager,vllm", "--perf-batches", "1", "-rs")
+    result.assert_outcomes(passed=2, skipped=2, deselected=3)
+    result.stdout.fnmatch_lines(["SKIPPED * vllm is not installed: pip install vllm"])
 
 
 def test_an_error_fails_its_cell_and_no_other(suite, pytester, broken_engine):
@@ -298,7 +342,10 @@ def test_a_run_killed_in_the_middle_is_gone_on_with(suite, pytester):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--perf-grid", "gppu"], "*unknown grid 'gppu'; did you mean 'gpu'? (known: cpu, gpu)*"),
+        (["--perf-grid", "figur"], "*unknown grid 'figur'; did you mean 'figure'? (known: cpu, figure)*"),
+        (["--perf-plan", "--perf-gpu", "h10"], "*unknown GPU 'h10'; did you mean 'h100'?*"),
+        (["--perf-budget", "soon"], "*argument --perf-budget: invalid*"),
+        (["-n", "2", "--perf-budget", "1m"], "*--perf-budget counts the time of one process*"),
         (["--perf-methods", "depth-pppl:0.2"], "*unknown method 'depth-pppl'; did you mean 'depth-ppl'*"),
         (["--perf-batches", "0"], "*argument --perf-batches: invalid*"),
         (["--perf-resume"], "*no run of grid 'cpu' to resume*"),

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from slimcore.bench.canary import Canary
 from slimcore.bench.cell import Cell
 from slimcore.bench.environment import conditions
 from slimcore.bench.gate import PROCESSES, canary_level
-from slimcore.bench.measure import Timing, give_back, measure, unless_out_of_memory
-from slimcore.bench.remote import HERE, Remote
+from slimcore.bench.measure import SLACK, Timing, allocated, give_back, measure, unless_out_of_memory
+from slimcore.bench.remote import HERE, Refused, Remote
 from slimcore.bench.subject import Subjects
 
 if TYPE_CHECKING:
@@ -30,21 +31,27 @@ class Alone:
         self._run, self._protocol = run, protocol
         self._device, self._canary = device, Canary(device)
         self._readings: deque[list[float]] = deque(maxlen=READINGS)
+        self._tainted = False  # something holds device memory that nothing should
         self.subjects = Subjects(dict(run.subjects))
         self.building: Callable[[], AbstractContextManager[None]] = nullcontext  # around the long work before a cell
 
     def measure(self, cell: Cell, write: Callable[[Record], None]) -> Record:
         """The figures of `cell`; `write` takes the record of a subject that is new."""
+        if self._tainted:
+            return self._elsewhere(cell, write)
         with nullcontext() if self.subjects.holds(cell) else self.building():
             subject, refusal = unless_out_of_memory(lambda: self.subjects.get(cell), cell.device)
         if subject is None:
             self.subjects.drop()
-            return Timing("oom", f"the model itself does not fit: {refusal}").as_dict()
+            return Timing("oom", f"the model itself does not fit: {refusal.words}").as_dict()
         if cell.subject not in self._run.subjects:
             write({"kind": "subject"} | subject.record)
         while len(self._readings) < READINGS // 2:
             self._readings.append(self._canary.read())
         timing = measure(subject.model, cell, self._protocol, self._canary)
+        if timing.kept_bytes:
+            del subject
+            self.drop()
         self._readings.extend(timing.canary_s)
         canary = canary_level([reading for reading in self._readings if reading])
         return timing.as_dict() | {"canary": canary, "conditions": conditions(cell.device)}
@@ -67,9 +74,25 @@ class Alone:
         return {"fresh": [one | {"canary": canary} for one in fresh]}
 
     def drop(self) -> None:
-        """Forget the model that is held, and give its memory back."""
+        """Forget the model that is held, and give its memory back; where that fails, no more is measured in here."""
         self.subjects.drop()
-        give_back(self._device)
+        try:
+            give_back(self._device)
+            self._tainted = allocated(self._device) > SLACK
+        except RuntimeError:  # a device-side assert has poisoned the process's CUDA context
+            self._tainted = True
+
+    def _elsewhere(self, cell: Cell, write: Callable[[Record], None]) -> Record:
+        """Measure `cell` in a process of its own: this one's memory is not what it should be."""
+        known = self._run.subjects.get(cell.subject)
+        with Remote(HERE) as process:
+            try:
+                subject, timing = process.measure(cell.as_dict(), known, asdict(self._protocol))
+            except Refused as refused:
+                return Timing("oom", f"in a fresh process: {refused}").as_dict()
+        if known is None:
+            write({"kind": "subject"} | subject)
+        return timing | {"canary": canary_level(timing["canary_s"]), "conditions": conditions(cell.device)}
 
     def close(self) -> None:
         """Nothing is held beyond the process."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+SLACK = 2**26  # bytes: workspaces of cuBLAS stay, and are no leak
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,12 @@ class Timing:
     canary_s: list[list[float]] = field(default_factory=list)  # readings before and after: product, copy
     peak_bytes: int | None = None  # CUDA: allocated; CPU: resident set of the process; None where it cannot be read
     joules: float | None = None  # a generated token, all rows counted; None where the device does not say
+    kept_bytes: int = 0  # CUDA: that stayed allocated after running out of memory
 
     def as_dict(self) -> dict[str, Any]:
         """The fields by name, for JSON; times to a nanosecond."""
         rounded = {k: [round(s, 9) for s in getattr(self, k)] for k in ("latency_s", "ttft_s", "warmup_s")}
-        rest = {"canary_s": self.canary_s, "peak_bytes": self.peak_bytes, "joules": self.joules}
+        rest = {name: getattr(self, name) for name in ("canary_s", "peak_bytes", "joules", "kept_bytes")}
         return {"status": self.status, "detail": self.detail} | rounded | rest
 
 
@@ -72,7 +74,15 @@ def measure(model: PreTrainedModel, cell: Cell, protocol: Protocol, canary: Cana
     With a `canary`, that is read before and after.
     """
     timing, refusal = unless_out_of_memory(lambda: _measure(model, cell, protocol, canary), cell.device)
-    return timing or Timing("oom", refusal)
+    return timing or Timing("oom", refusal.words, kept_bytes=refusal.kept)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Memory ran out."""
+
+    words: str = ""  # the allocator's
+    kept: int = 0  # bytes that are still allocated, though nothing should hold them
 
 
 class Generation:
@@ -113,23 +123,21 @@ class Generation:
         return seconds
 
 
-def unless_out_of_memory(work: Callable[[], T], device: str) -> tuple[T | None, str]:
+def unless_out_of_memory(work: Callable[[], T], device: str) -> tuple[T | None, Refusal]:
     """What `work` returns; or None and the allocator's words, with the memory `work` had taken given back."""
-    before = _allocated(device)
+    before = allocated(device)
     try:
-        return work(), ""
+        return work(), Refusal()
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        refusal = str(error).strip().splitlines()[0]
+        words = str(error).strip().splitlines()[0]
         release(error)
     # Outside the except block: until it is left, the exception itself is alive.
     give_back(device)
-    if device == "cuda":
-        kept = _allocated(device) - before
-        if kept > 0:
-            refusal += f" ({kept:,} bytes stayed allocated)"
-    return None, refusal
+    kept = allocated(device) - before
+    kept = kept if kept > SLACK else 0
+    return None, Refusal(words + (f" ({kept:,} bytes stayed allocated)" if kept else ""), kept)
 
 
 def give_back(device: str) -> None:
@@ -216,7 +224,8 @@ def _synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _allocated(device: str) -> int:
+def allocated(device: str) -> int:
+    """Bytes that tensors hold on a CUDA device; nothing is known of a CPU."""
     return torch.cuda.memory_allocated() if device == "cuda" else 0
 
 

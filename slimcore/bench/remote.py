@@ -57,6 +57,13 @@ class Remote:
         """Build the cell's subject there and warm up; its record. Raises Refused where memory runs out."""
         return dict(self._ask({"do": "open", "cell": cell, "known": known})["subject"])
 
+    def measure(
+        self, cell: dict[str, Any], known: dict[str, Any] | None, protocol: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The record of the cell's subject and the cell's whole timing. Raises Refused where memory runs out."""
+        answer = self._ask({"do": "measure", "cell": cell, "known": known, "protocol": protocol})
+        return dict(answer["subject"]), dict(answer["timing"])
+
     def time(self) -> float:
         """Seconds of one whole generate of the open cell. Raises Refused where memory runs out."""
         return float(self._ask({"do": "time"})["seconds"])

@@ -1,7 +1,8 @@
 """A process that measures on request: `python -m slimcore.bench.serve`, one JSON line in, one out.
 
 It measures the slimcore it was started with, which may be another version than the one that asks.
-Requests: `open` (a cell: build its subject, warm up), `time` (one whole generate), `canary` (one reading).
+Requests: `open` (a cell: build its subject, warm up), `time` (one whole generate), `canary` (one reading), `measure` (a
+cell, all of it).
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ import traceback
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from slimcore.bench.cell import Cell
 
 VERSION = 1  # of the requests and answers
 
@@ -32,11 +36,9 @@ class Server:
 
     def open(self, *, cell: dict[str, Any], known: dict[str, Any] | None) -> dict[str, Any]:
         """Build the subject of `cell`, by the plan of the record `known` where there is one, and warm up."""
-        from slimcore.bench.cell import Cell
         from slimcore.bench.measure import PAPER, Generation, Protocol
 
-        wanted = Cell(**{f.name: cell[f.name] for f in fields(Cell) if f.name in cell})
-        self._device = wanted.device
+        wanted = self._cell(cell)
         self._generation = None
         if known is not None:
             self._subjects.know(known)
@@ -45,6 +47,29 @@ class Server:
         warmup: list[float] = []
         self._generation.warm_up(warmup)
         return {"subject": subject.record, "warmup_s": warmup}
+
+    def measure(
+        self, *, cell: dict[str, Any], known: dict[str, Any] | None, protocol: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The subject of `cell` and its whole timing."""
+        from slimcore.bench.canary import Canary
+        from slimcore.bench.measure import Protocol, measure
+
+        wanted = self._cell(cell)
+        if known is not None:
+            self._subjects.know(known)
+        subject = self._subjects.get(wanted)
+        pairs: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in protocol.items()}
+        how = Protocol(**pairs)
+        timing = measure(subject.model, wanted, how, Canary(wanted.device))
+        return {"subject": subject.record, "timing": timing.as_dict()}
+
+    def _cell(self, cell: dict[str, Any]) -> Cell:
+        from slimcore.bench.cell import Cell
+
+        wanted = Cell(**{f.name: cell[f.name] for f in fields(Cell) if f.name in cell})
+        self._device = wanted.device
+        return wanted
 
     def time(self) -> dict[str, Any]:
         """Seconds of one whole generate of the open cell."""
@@ -62,7 +87,7 @@ class Server:
         from slimcore.bench.measure import quiet, unless_out_of_memory
 
         works: dict[str, Callable[..., dict[str, Any]]]
-        works = {"open": self.open, "time": self.time, "canary": self.canary}
+        works = {"open": self.open, "measure": self.measure, "time": self.time, "canary": self.canary}
         work = works[request.pop("do")]
 
         def measured() -> dict[str, Any]:
@@ -79,7 +104,7 @@ class Server:
         if answer is None:
             self._generation = None
             self._subjects.drop()
-            return {"oom": refusal}
+            return {"oom": refusal.words}
         return answer
 
 
