@@ -94,6 +94,7 @@ class Session:
             Alone(self.run, protocol, grid.device) if name is None else Pairs(self.run, (against, HERE), protocol)
         )
         self._done = dict(self.run.done)
+        self.measured = 0  # records, by this start of the run
         self.resumed = sum(cell.id in self._done for cell in cells)
         self._write(start)
 
@@ -155,6 +156,7 @@ class Session:
     def _keep(self, cell: Cell, figures: Record) -> Record:
         record = {"kind": "cell"} | cell.as_dict() | figures | {"ended": round(time.time(), 3)}
         self._done[cell.id] = record
+        self.measured += 1
         self._write(record)
         return record
 
