@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import slimcore
-from slimcore.cost import human
 from slimcore.models import load_meta
+from slimcore.units import human
 from tests.helpers import tiny
 
 

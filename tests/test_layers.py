@@ -12,7 +12,7 @@ import slimcore
 PACKAGE = Path(slimcore.__file__).parent
 # Each file may import only from those before it.
 ORDER = [
-    "errors", "files", "budget", "scores", "plan", "widths", "selection", "modeling_slimcore", "structure",
+    "errors", "units", "files", "budget", "scores", "plan", "widths", "selection", "modeling_slimcore", "structure",
     "registration", "cost", "progress", "layerwise", "moments", "gradients", "text", "calibration", "methods",
     "description", "surgery", "checkpoint", "quality", "models", "bench", "cli",
 ]  # fmt: skip
@@ -84,3 +84,14 @@ def test_every_public_name_is_there():
     assert set(slimcore.__all__) == set(slimcore._HOME) == {n for n in slimcore.__all__ if getattr(slimcore, n)}
     with pytest.raises(AttributeError, match="no attribute 'prune'"):
         slimcore.prune  # noqa: B018
+
+
+def test_collecting_the_suite_imports_no_torch():
+    """Where there is no device to ask for."""
+    if any(Path(f"/dev/{name}").exists() for name in ("nvidiactl", "dxg", "kfd")):
+        pytest.skip("torch is asked for the device that is here")
+    code = (
+        "import pytest, sys; code = pytest.main(['perf', '--collect-only', '-q']);"
+        "assert code == 0 and 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent, capture_output=True)

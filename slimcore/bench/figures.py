@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from slimcore.bench.limit import least_of
 from slimcore.bench.results import Record, throughput
 from slimcore.bench.statistics import summarise
-from slimcore.cost import human
+from slimcore.units import human
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -88,22 +88,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Where the grids of both devices are left, keep that of the device that is here; then this part of it."""
     devices = {cell.device for item in items if (cell := _cell(item))}
-    dropped = []
-    if len(devices) > 1:
-        wanted = "cuda" if _cuda() else "cpu"
-        dropped = [item for item in items if (cell := _cell(item)) and cell.device != wanted]
-    cells = [cell for item in items if (cell := _cell(item)) and item not in dropped]
-    if config.option.perf_shard and cells:
+    wanted = devices if len(devices) < 2 else {"cuda" if _cuda() else "cpu"}
+    own = {cell for item in items if (cell := _cell(item)) and cell.device in wanted}
+    if config.option.perf_shard and own:
         from slimcore.bench.cell import shard
 
+        ordered = [cell for item in items if (cell := _cell(item)) in own]
         try:
-            own = set(shard(cells, *config.option.perf_shard))
+            own = set(shard(ordered, *config.option.perf_shard))
         except SlimcoreError as error:
             raise pytest.UsageError(str(error)) from None
-        dropped += [item for item in items if (cell := _cell(item)) and item not in dropped and cell not in own]
-    if dropped:
-        config.hook.pytest_deselected(items=dropped)
-        items[:] = [item for item in items if item not in dropped]
+    _leave_out(config, items, lambda cell: cell not in own)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -260,16 +255,27 @@ def _keep_to_budget(session: pytest.Session) -> None:
 
     config, done = session.config, session.config.stash[_SESSION].run.done
     cells = [cell for item in session.items if (cell := _cell(item)) and cell.id not in done]
+    waiting = set(cells)
     config.stash[_DEADLINE] = time.monotonic() + config.option.perf_budget
     if not cells:
         return
     subjects = forecast.costs(cells)
     found = forecast.forecast(cells, subjects, _device(config, cells[0].device), _protocol(config))
     chosen = forecast.within(found, subjects, config.option.perf_budget)
-    left = [item for item in session.items if (cell := _cell(item)) and cell in cells and cell not in chosen]
-    config.hook.pytest_deselected(items=left)
-    session.items[:] = [item for item in session.items if item not in left]
+    _leave_out(config, session.items, lambda cell: cell in waiting and cell not in chosen)
     session.testscollected = len(session.items)
+
+
+def _leave_out(config: pytest.Config, items: list[pytest.Item], unwanted: Callable[[Cell], bool]) -> None:
+    """Deselect the tests of unwanted cells."""
+    kept: list[pytest.Item] = []
+    dropped: list[pytest.Item] = []
+    for item in items:
+        cell = _cell(item)
+        (dropped if cell is not None and unwanted(cell) else kept).append(item)
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = kept
 
 
 def _device(config: pytest.Config, kind: str) -> Device:
@@ -323,15 +329,15 @@ def _open(config: pytest.Config, items: Sequence[pytest.Item], cells: Sequence[C
 
 def _conclude(session: pytest.Session) -> None:
     """Judge the whole run, write the report, accept it where that was asked; what fails is a failed test."""
-    from slimcore.bench import results
-    from slimcore.bench.conclusion import Update, conclude, find
-    from slimcore.bench.judging import judge_of
-
     config = session.config
     option, measuring = config.option, config.stash.get(_SESSION, None)
     folder = measuring.run.folder if measuring else config.stash.get(_RUN, None)
     if folder is None:
         return
+    from slimcore.bench import results
+    from slimcore.bench.conclusion import Update, conclude, find
+    from slimcore.bench.judging import judge_of
+
     run = results.read(folder)
     update = None
     if option.perf_update:
@@ -408,6 +414,9 @@ def _progress_shown(config: pytest.Config) -> Iterator[None]:
 
 
 def _cuda() -> bool:
+    # Without a driver there is no need to import torch, which takes seconds.
+    if sys.platform == "linux" and not any(Path(f"/dev/{name}").exists() for name in ("nvidiactl", "dxg", "kfd")):
+        return False
     import torch
 
     return torch.cuda.is_available()

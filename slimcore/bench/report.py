@@ -22,8 +22,8 @@ from slimcore.bench.limit import Device
 from slimcore.bench.results import Record, Run, throughput
 from slimcore.bench.statistics import Comparison, compare, summarise
 from slimcore.bench.table import tabulated
-from slimcore.cost import human
 from slimcore.files import write_text
+from slimcore.units import human
 
 REPORT = "report.md"
 
