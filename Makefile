@@ -13,7 +13,7 @@ perf: $(READY)
 
 # Two workers, each with its share of the cores.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(RUN) pytest tests -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN) pytest tests -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(READY)
 	$(RUN) ruff check .

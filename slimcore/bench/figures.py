@@ -119,11 +119,11 @@ def _draw_series(
         text = f"M{cell['batch']}"
         panel.annotate(text, at, xytext=offset, textcoords="offset points", fontsize=7, color=style["color"], **place)
     if lost and ok:
-        # To the right of the last point that fits, where the curve would have gone on; below others that end there.
-        below = sum(abs(a / x[-1] - 1) < 0.15 and abs(b / y[-1] - 1) < 0.15 for a, b in marked)
+        # To the right of the last point that fits, where the curve would have gone on; above others that end there.
+        above = sum(abs(a / x[-1] - 1) < 0.15 and abs(b / y[-1] - 1) < 0.15 for a, b in marked)
         marked.append((x[-1], y[-1]))
         panel.annotate(
-            f"\N{MULTIPLICATION SIGN} OOM at M{lost[0]}", (x[-1], y[-1]), xytext=(9, 1 - 9 * below),
+            f"\N{MULTIPLICATION SIGN} OOM at M{lost[0]}", (x[-1], y[-1]), xytext=(9, 1 + 9 * above),
             textcoords="offset points", ha="left", va="center", fontsize=7, fontweight="bold", color=style["color"],
         )  # fmt: skip
 
