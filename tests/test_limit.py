@@ -123,15 +123,15 @@ def test_the_report_tells_the_published_reading(tmp_path):
     """Ours above dense in both panels, a larger batch, and the plateau."""
     run = make_run(tmp_path / "run", (1, 8, 16), oom_from=16, factor=0.7)
     text = story.told(list(run.cells.values()))
-    assert "| Ours is above dense at every M | 2 of 2 panels |" in text
-    assert "| a larger M fits after pruning  | 2 of 2 panels |" in text
+    assert "| depth pruning is above dense at every M | 2 of 2 panels |" in text
+    assert "| a larger M fits after pruning           | 2 of 2 panels |" in text
     row = next(line for line in text.splitlines() if "llama-7b, 12 in, 128 out | depth-ppl:9L" in line)
     assert "x1.43 to x1.43" in row
     assert " 16+ |" in row
     dense = next(line for line in text.splitlines() if "llama-7b, 12 in, 128 out | dense" in line)
     assert [v.strip() for v in dense.split("|")][4:] == ["8", "", "", ""]
     slower = make_run(tmp_path / "slower", (1,), factor=1.1)
-    assert "| Ours is above dense at every M | 0 of 2 panels |" in story.told(list(slower.cells.values()))
+    assert "| depth pruning is above dense at every M | 0 of 2 panels |" in story.told(list(slower.cells.values()))
     assert story.told([c for c in run.cells.values() if c["method"] == "dense"]) == ""
 
 

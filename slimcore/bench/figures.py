@@ -135,8 +135,8 @@ def _draw_limit(
     points = [(least, c["batch"] * c["output_tokens"] / least) for c in sorted(cells, key=lambda c: c["batch"])
               if c["status"] == "ok" and (least := least_of(c, subjects, device))]  # fmt: skip
     if points:
-        panel.plot(*zip(*points, strict=True), color=_STYLES[number % len(_STYLES)]["color"], linewidth=0.6, alpha=0.7,
-                   label="limit of the device" if number == 0 else None)  # fmt: skip
+        colour, label = _STYLES[number % len(_STYLES)]["color"], "limit of the device" if number == 0 else None
+        panel.plot(*zip(*points, strict=True), ".-", color=colour, linewidth=0.6, markersize=2, alpha=0.7, label=label)
 
 
 def _finish(panel: Axes, title: str, *, room: float) -> None:

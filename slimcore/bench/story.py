@@ -37,8 +37,8 @@ _NOTE = (
     " that fit; + where nothing was too large. Plateau: the M from which more rows give less than a tenth more. Best:"
     " most tokens/s of the method at any M, over dense's. The published reading, in this run:"
 )
-_DEPTH = "Ours is above dense at every M"
-_WIDTH = "width methods are below Ours at the smallest M"
+_DEPTH = "depth pruning is above dense at every M"
+_WIDTH = "width methods are below depth pruning at the smallest M"
 _STILL = "width methods do not speed generation up at the smallest M (within 5 %)"
 _LARGER = "a larger M fits after pruning"
 _ALIGNED = "multiples of 64 make a width method faster"
