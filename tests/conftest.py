@@ -1,10 +1,12 @@
-"""What all tests share: warnings are errors, and a byte tokenizer that needs no file."""
+"""What all tests share: warnings are errors, a byte tokenizer that needs no file, and the command line."""
 
 import os
+import sys
 
 import pytest
 from hypothesis import settings
 
+from slimcore.cli import main
 from tests.helpers import byte_tokenizer
 
 # No deadline: machines are shared. In CI the examples are the same each time, so that a red run repeats.
@@ -30,3 +32,17 @@ def prose(tmp_path):
     path = tmp_path / "prose.txt"
     path.write_text("".join(f"Sentence number {n} says little, and says it {n % 7} times. " for n in range(380)))
     return path
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Call the command line in this process; return exit code, stdout, stderr."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["slimcore", *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        out, err = capsys.readouterr()
+        return left.value.code, out, err
+
+    return call

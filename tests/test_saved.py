@@ -3,29 +3,13 @@
 import json
 import math
 import random
-import sys
 
 import pytest
 
 from slimcore.bench import checks, results
 from slimcore.bench.conclusion import Update, accept
 from slimcore.bench.history import changes
-from slimcore.cli import main
 from tests.made_up import found, make_run
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Call the command line in this process; return exit code, stdout, stderr."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["slimcore", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        out, err = capsys.readouterr()
-        return left.value.code, out, err
-
-    return call
 
 
 def test_two_runs_are_the_same_worse_or_not_to_be_compared(run, tmp_path):
