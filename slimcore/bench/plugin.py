@@ -21,6 +21,7 @@ from slimcore.errors import ResultsError, SlimcoreError
 
 if TYPE_CHECKING:
     from slimcore.bench.cell import Cell, Grid
+    from slimcore.bench.forecast import Forecast, Record
     from slimcore.bench.limit import Device
     from slimcore.bench.measure import Protocol
     from slimcore.bench.session import Places, Session
@@ -243,10 +244,18 @@ def _plan(config: pytest.Config, cells: Sequence[Cell]) -> list[str]:
     """What is to be measured, cell by cell, and in all."""
     from slimcore.bench import forecast
 
+    return forecast.described(*_forecast(config, cells))
+
+
+def _forecast(
+    config: pytest.Config, cells: Sequence[Cell]
+) -> tuple[list[Forecast], dict[tuple[str, str], Record], Device]:
+    """Each cell before it is measured, the subjects, and the device that is planned for."""
+    from slimcore.bench import forecast
+
     device = _device(config, cells[0].device)
     subjects = forecast.costs(cells)
-    found = forecast.forecast(cells, subjects, device, _protocol(config))
-    return forecast.described(found, subjects, device)
+    return forecast.forecast(cells, subjects, device, _protocol(config)), subjects, device
 
 
 def _keep_to_budget(session: pytest.Session) -> None:
@@ -259,8 +268,7 @@ def _keep_to_budget(session: pytest.Session) -> None:
     config.stash[_DEADLINE] = time.monotonic() + config.option.perf_budget
     if not cells:
         return
-    subjects = forecast.costs(cells)
-    found = forecast.forecast(cells, subjects, _device(config, cells[0].device), _protocol(config))
+    found, subjects, _ = _forecast(config, cells)
     chosen = forecast.within(found, subjects, config.option.perf_budget)
     _leave_out(config, session.items, lambda cell: cell in waiting and cell not in chosen)
     session.testscollected = len(session.items)
