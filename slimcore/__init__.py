@@ -1,6 +1,7 @@
 """slimcore prunes LLaMA-family language models and measures what the pruning bought.
 
-Four verbs, in this order: `calibration_tokens`, `score`, `select`, `prune_`. Around them `load`, `save`, `perplexity`.
+Four verbs, in this order: `calibration_tokens`, `score`, `select`, `prune_`, or `heal_` in its place. Around them
+`load`, `save`, `perplexity`.
 Names are resolved on first use, so that `import slimcore` stays fast.
 """
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from slimcore.checkpoint import save
     from slimcore.cost import Footprint, footprint
     from slimcore.errors import SlimcoreError
+    from slimcore.healing import heal_
     from slimcore.methods import score, unscored
     from slimcore.models import load
     from slimcore.plan import Plan
@@ -36,6 +38,7 @@ _HOME = {
     "Tokens": "calibration",
     "calibration_tokens": "calibration",
     "footprint": "cost",
+    "heal_": "healing",
     "heldout_tokens": "calibration",
     "load": "models",
     "perplexity": "quality",
@@ -54,6 +57,7 @@ __all__ = [
     "Tokens",
     "calibration_tokens",
     "footprint",
+    "heal_",
     "heldout_tokens",
     "load",
     "perplexity",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from slimcore import text
 from slimcore.errors import TextError
 from slimcore.files import sha256
+from slimcore.plan import BETWEEN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,17 +49,32 @@ def calibration_tokens(
     samples: int = 10,
     length: int = 128,
     seed: int = 0,
-    source: str | Path | None = None,
+    source: str | Path | Sequence[str | Path] | None = None,
 ) -> Tokens:
     """Draw `samples` windows of `length` tokens at random, none overlapping another.
 
     Each document is cut into consecutive windows at a random offset; the windows are drawn without replacement.
-    `source` as in `slimcore.text.read`; None is the calibration half of the built-in text. No special tokens.
-    Raises TextError where the text is too short.
+    `source` as in `slimcore.text.read`, or several, which give equal shares; None is the calibration half of the
+    built-in text. No special tokens. Raises TextError where a text is too short.
     """
     _positive(samples=samples, length=length)
-    origin = text.read(source, "calibration")
+    sources = [source] if source is None or isinstance(source, str | Path) else list(source)
+    if not 1 <= len(sources) <= samples:
+        raise TextError(f"{samples} windows cannot be shared by {len(sources)} texts: give one text, or more windows")
     generator = torch.Generator().manual_seed(seed)
+    origins = [text.read(one, "calibration") for one in sources]
+    shares = [samples // len(origins) + (i < samples % len(origins)) for i in range(len(origins))]
+    windows = [
+        window
+        for origin, share in zip(origins, shares, strict=True)
+        for window in _draw(tokenizer, origin, share, length, generator)
+    ]
+    return _tokens(tokenizer, origins, windows, bos=False, seed=seed)
+
+
+def _draw(
+    tokenizer: PreTrainedTokenizerBase, origin: text.Text, samples: int, length: int, generator: torch.Generator
+) -> list[Tensor]:
     windows: list[Tensor] = []
     for ids in _tokenise(tokenizer, origin):
         spare = len(ids) % length
@@ -68,8 +85,7 @@ def calibration_tokens(
             f"{origin.name} gives {len(windows)} windows of {length} tokens, {samples} were asked:"
             " use a longer text, or ask for fewer or shorter windows"
         )
-    drawn = torch.randperm(len(windows), generator=generator)[:samples].tolist()
-    return _tokens(tokenizer, origin, [windows[i] for i in drawn], bos=False, seed=seed)
+    return [windows[i] for i in torch.randperm(len(windows), generator=generator)[:samples].tolist()]
 
 
 def heldout_tokens(
@@ -97,7 +113,7 @@ def heldout_tokens(
         if tokenizer.bos_token_id is None:
             raise TextError("bos=True, but the tokenizer has no BOS token: measure without")
         windows = [torch.cat([torch.tensor([tokenizer.bos_token_id]), w]) for w in windows]
-    return _tokens(tokenizer, origin, windows[: None if limit is None else limit // length], bos=bos, seed=None)
+    return _tokens(tokenizer, [origin], windows[: None if limit is None else limit // length], bos=bos, seed=None)
 
 
 def as_ids(tokens: Tokens | Tensor, vocabulary: int) -> Tensor:
@@ -121,13 +137,13 @@ def _tokenise(tokenizer: PreTrainedTokenizerBase, origin: text.Text) -> list[Ten
 
 
 def _tokens(
-    tokenizer: PreTrainedTokenizerBase, origin: text.Text, windows: list[Tensor], *, bos: bool, seed: int | None
+    tokenizer: PreTrainedTokenizerBase, origins: list[text.Text], windows: list[Tensor], *, bos: bool, seed: int | None
 ) -> Tokens:
     vocabulary = "\0".join(f"{token}\0{i}" for token, i in sorted(tokenizer.get_vocab().items()))
     return Tokens(
         ids=torch.stack(windows),
-        text=origin.name,
-        text_sha256=origin.digest,
+        text=BETWEEN.join(origin.name for origin in origins),
+        text_sha256=BETWEEN.join(origin.digest for origin in origins),
         tokenizer_sha256=sha256(vocabulary.encode()),
         bos=bos,
         seed=seed,

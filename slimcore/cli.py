@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,15 +11,38 @@ import typer
 
 from slimcore.bench import commands
 from slimcore.budget import Budget
-from slimcore.errors import BudgetError, CheckpointError, PlanError, SlimcoreError
-from slimcore.methods import METHODS, method_named
+from slimcore.errors import CheckpointError, PlanError, SlimcoreError
+from slimcore.methods import method_named
+from slimcore.options import (
+    Allocation,
+    Bytes,
+    Device,
+    Dtype,
+    Layers,
+    Length,
+    LocalRatio,
+    MethodName,
+    Metric,
+    ModelName,
+    MultipleOf,
+    Params,
+    Protect,
+    Ratio,
+    Samples,
+    Seed,
+    TextSource,
+    TextSources,
+    given_budget,
+    given_protection,
+)
 from slimcore.plan import Plan
-from slimcore.scores import ALLOCATIONS, Scores
+from slimcore.scores import Scores
 from slimcore.selection import select
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from slimcore.calibration import Tokens
     from slimcore.cost import Footprint
 
 # rich_markup_mode=None: help without rich, in half the time.
@@ -31,32 +53,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-ModelName = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A folder, smollm2-135m, a hub id, or a shape such as llama-7b.")
-]
-MethodName = Annotated[str, typer.Option("--method", help=f"One of: {', '.join(METHODS)}.")]
-Ratio = Annotated[float | None, typer.Option(help="Share of all block parameters to remove, as 0.27.")]
-Params = Annotated[str | None, typer.Option(help="Parameters to leave, as 99M, 4.9B or a whole number.")]
-Bytes = Annotated[str | None, typer.Option(help="Weight bytes to leave, as 200MB, 9.8GB or a whole number.")]
-Layers = Annotated[int | None, typer.Option(help="Layers to remove (depth methods).")]
-LocalRatio = Annotated[float | None, typer.Option(help="Share to remove of each layer that is cut (width methods).")]
-MultipleOf = Annotated[int, typer.Option(help="Keep widths that are multiples of this (width methods).")]
-Allocation = Annotated[
-    str | None, typer.Option(help=f"Of the budget, one of: {', '.join(ALLOCATIONS)} (width methods).")
-]
-Protect = Annotated[
-    str | None, typer.Option(help="First and last layers that are never cut, as 4,2; default: the method's.")
-]
-Metric = Annotated[str | None, typer.Option(help="Of the method, as param_second of llm-pruner; default: its first.")]
-TextSource = Annotated[
-    str | None, typer.Option("--text", help="A file, or a datasets name; default: the built-in text.")
-]
-Samples = Annotated[int | None, typer.Option(help="Calibration windows; default: the method's.")]
-Length = Annotated[int | None, typer.Option(help="Tokens a window; default: the method's.")]
-Seed = Annotated[int, typer.Option(help="Seed of the calibration windows and of random weights.")]
-Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; default: as stored.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 
 
 @app.command()
@@ -76,7 +72,9 @@ def prune(
     plan: Annotated[
         Path | None, typer.Option(help="Replay this plan; with a budget, the method goes on after it.")
     ] = None,
-    text: TextSource = None,
+    heal: Annotated[bool, typer.Option("--heal", help="Refit what is next to each gap.")] = False,  # noqa: FBT002
+    heal_samples: Annotated[int, typer.Option(help="Calibration windows of --heal.")] = 400,
+    text: TextSources = None,
     samples: Samples = None,
     length: Length = None,
     seed: Seed = 0,
@@ -90,25 +88,34 @@ def prune(
     from slimcore.surgery import prune_
 
     check_writable(out, overwrite=force)
-    first = None if plan is None else Plan.load(plan)
-    budget = _budget(ratio, params, bytes, layers, local_ratio)
+    first = None if plan is None else Plan.load(plan).unhealed()
+    budget = given_budget(ratio, params, bytes, layers, local_ratio)
     goes_on = first is None or budget
     if goes_on:
         Budget(**budget)  # refused before a model is loaded, and so is the next
         method_named(method).metric(metric)
-    rule = _protect(protect)
+    rule = given_protection(protect)
     network, tokenizer = _load(model, dtype, device, seed)
-    if first is not None:
-        typer.echo(str(first))
-        prune_(network, first)
+
+    def cut(chosen: Plan) -> Plan:
+        """Cut, heal where that is asked, and say so."""
+        if heal:
+            from slimcore.healing import heal_
+
+            chosen = heal_(network, chosen, _tokens(tokenizer, model, heal_samples, length or 128, seed, text))
+        else:
+            prune_(network, chosen)
+        typer.echo(str(chosen))
+        return chosen
+
     chosen = first
+    if first is not None:
+        chosen = first = cut(first)
     if goes_on:
         options: dict[str, Any] = budget | {"multiple_of": multiple_of, "allocation": allocation, "protect": rule}
         select(unscored(network, method=method), **options)  # what cannot be met is refused before the long work
         scores = _score(network, tokenizer, model, method, metric, rule, text, samples, length, seed)
-        second = select(scores, **options)
-        typer.echo(str(second))
-        prune_(network, second)
+        second = cut(select(scores, **options))
         chosen = second if first is None else first.then(second)
     save(network, out, plan=chosen, tokenizer=tokenizer, overwrite=force)
     typer.echo(f"saved: {out}")
@@ -120,7 +127,7 @@ def score(
     method: MethodName = "depth-ppl",
     metric: Metric = None,
     protect: Protect = None,
-    text: TextSource = None,
+    text: TextSources = None,
     samples: Samples = None,
     length: Length = None,
     seed: Seed = 0,
@@ -130,7 +137,7 @@ def score(
     """Print the importance of each layer, least important first, or of what is inside each."""
     method_named(method).metric(metric)
     network, tokenizer = _load(model, dtype, device, seed)
-    scores = _score(network, tokenizer, model, method, metric, _protect(protect), text, samples, length, seed)
+    scores = _score(network, tokenizer, model, method, metric, given_protection(protect), text, samples, length, seed)
     typer.echo(f"{method} on {scores.provenance.get('text', 'the weights alone')}; low goes first")
     if scores.values:
         typer.echo(f"{'rank':>4} {'layer':>5} {'score':>12}")
@@ -159,10 +166,16 @@ def evaluate(
 ) -> None:
     """Print a model's perplexity on a held-out text."""
     from slimcore.calibration import heldout_tokens
+    from slimcore.checkpoint import PLAN_FILE
     from slimcore.quality import perplexity
 
     network, tokenizer = _load(model, dtype, device, 0)
     tokens = heldout_tokens(_needed(tokenizer, model), length=length, limit=limit, bos=bos, source=text)
+    lies = Path(model) / PLAN_FILE
+    if lies.is_file() and tokens.text_sha256 in Plan.load(lies).texts:
+        typer.echo(
+            f"warning: {tokens.text} is what the model was calibrated on: it flatters; give another --text", err=True
+        )
     result = perplexity(network, tokens)
     typer.echo(f"perplexity {result.value:.4f}")
     typer.echo(
@@ -199,13 +212,15 @@ def inspect(
     from slimcore.models import load_meta
     from slimcore.surgery import prune_
 
-    budget = _budget(ratio, params, bytes, layers, local_ratio)
+    budget = given_budget(ratio, params, bytes, layers, local_ratio)
     network = load_meta(target, dtype=dtype)
     before = footprint(network)
     if not budget:
         _print_footprints({target: before})
         return
-    plan = select(unscored(network, method=method), **budget, multiple_of=multiple_of, protect=_protect(protect))
+    plan = select(
+        unscored(network, method=method), **budget, multiple_of=multiple_of, protect=given_protection(protect)
+    )
     prune_(network, plan)
     fewer = f", {len(plan.removed)} layers fewer" if plan.removed else ""
     _print_footprints({target: before, f"{method}{fewer}": footprint(network)})
@@ -240,70 +255,38 @@ def _score(
     method: str,
     metric: str | None,
     protect: tuple[int, int] | None,
-    text: str | None,
+    text: list[str] | None,
     samples: int | None,
     length: int | None,
     seed: int,
 ) -> Scores:
-    from slimcore.calibration import calibration_tokens
     from slimcore.methods import score
 
     chosen, tokens = method_named(method), None
     if chosen.needs_tokens(metric):
         windows, long = chosen.windows or (0, 0)
-        tokens = calibration_tokens(
-            _needed(tokenizer, name),
-            samples=windows if samples is None else samples,
-            length=long if length is None else length,
-            seed=seed,
-            source=text,
-        )
+        samples, length = windows if samples is None else samples, long if length is None else length
+        tokens = _tokens(tokenizer, name, samples, length, seed, text)
     return score(network, tokens, method=method, metric=metric, protect=protect, seed=seed)
+
+
+def _tokens(
+    tokenizer: PreTrainedTokenizerBase | None,
+    name: str,
+    samples: int,
+    length: int,
+    seed: int,
+    text: list[str] | None,
+) -> Tokens:
+    from slimcore.calibration import calibration_tokens
+
+    return calibration_tokens(_needed(tokenizer, name), samples=samples, length=length, seed=seed, source=text or None)
 
 
 def _needed(tokenizer: PreTrainedTokenizerBase | None, name: str) -> PreTrainedTokenizerBase:
     if tokenizer is None:
         raise CheckpointError(f"{name} has no tokenizer, and a text needs one: give a model that comes with its own")
     return tokenizer
-
-
-def _budget(
-    ratio: float | None, params: str | None, size: str | None, layers: int | None, local_ratio: float | None
-) -> dict[str, Any]:
-    """What was given of a budget, by name."""
-    given = {
-        "ratio": ratio,
-        "params": _number("params", params, "a number of parameters, as 99M, 4.9B or 4916965376"),
-        "bytes": _number("bytes", size, "a number of bytes, as 200MB, 9.8GB or 9833930752"),
-        "layers": layers,
-        "local_ratio": local_ratio,
-    }
-    budget: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    if budget:
-        Budget(**budget)
-    return budget
-
-
-def _number(name: str, text: str | None, expected: str) -> int | None:
-    """A count written as 4916965376, 4.9e9 or 4.9B."""
-    if text is None:
-        return None
-    with suppress(ValueError):
-        return round(float(text))
-    with suppress(BudgetError):
-        number: int | None = getattr(Budget.parse(text), name)
-        if number is not None:
-            return number
-    raise BudgetError(f"--{name} {text!r} is not {expected}")
-
-
-def _protect(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    first, comma, last = text.partition(",")
-    if not (comma and first.strip().isdigit() and last.strip().isdigit()):
-        raise BudgetError(f"--protect {text!r} is not two numbers of layers, first and last, as 4,2")
-    return int(first), int(last)
 
 
 def _print_footprints(columns: dict[str, Footprint]) -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Self
 
 from slimcore.errors import PlanError
@@ -13,6 +14,7 @@ from slimcore.files import write_text
 from slimcore.scores import LayerShape, Widths
 
 SCHEMA = "slimcore.plan/2"
+BETWEEN = " + "  # the names of several texts, and their hashes
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,17 @@ class Plan:
     def ratio(self) -> float:
         """Share of block parameters removed: what was achieved, where `budget` is what was asked."""
         return self._cut() / sum(shape.parameters for shape in self.shapes)
+
+    @property
+    def texts(self) -> set[str]:
+        """Hashes of the texts that it was found, and its model healed, on."""
+        steps = [self.provenance, *self.provenance.get("steps", [])]
+        found = [s.get("text_sha256") for step in steps for s in (step, step.get("healed", {}))]
+        return {digest for hashes in found if hashes for digest in str(hashes).split(BETWEEN)}
+
+    def unhealed(self) -> Self:
+        """The same cut, of a model whose weights are as they were."""
+        return replace(self, provenance={k: v for k, v in self.provenance.items() if k != "healed"})
 
     def inside(self, layer: int) -> Width:
         """What stays inside a kept layer, which may be all of it."""
@@ -191,7 +204,11 @@ class Plan:
                 f"  layers      [{strip}]  # kept, . removed",
                 f"  removed     {', '.join(map(str, self.removed))}",
             ]
-        return "\n".join(lines + (self._picture_inside() if self.width else []))
+        lines += self._picture_inside() if self.width else []
+        if healed := self.provenance.get("healed"):
+            left = healed["error_left"].values()
+            lines.append(f"  healed      on {healed['text']}: {fmean(left):.0%} of the squared error is left")
+        return "\n".join(lines)
 
     def _picture_inside(self) -> list[str]:
         """What goes inside the layers, and a sentence where no KV group could go."""

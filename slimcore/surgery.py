@@ -18,6 +18,7 @@ from slimcore.structure import (
     GROUP_COLUMNS,
     GROUP_ROWS,
     PER_LAYER_CONFIG,
+    Decoder,
     decoder,
     layer_shapes,
     projection,
@@ -41,11 +42,11 @@ def prune_(model: Model, plan: Plan) -> Model:
     of its own, whose widths no config could tell.
     """
     view = decoder(model)
-    _check(plan, layer_shapes(view), sum(p.numel() for p in model.parameters()))
+    check_fits(view, plan)
     if plan.width:
         check_describable(model)
     for index, width in plan.width.items():
-        _cut_inside_(view.layers[index], plan.shapes[index], width)
+        cut_inside_(view.layers[index], plan.shapes[index], width)
     if plan.removed:
         for name in PER_LAYER_CONFIG:
             entries = getattr(model.config, name, None)
@@ -57,8 +58,9 @@ def prune_(model: Model, plan: Plan) -> Model:
     return model
 
 
-def _check(plan: Plan, shapes: tuple[LayerShape, ...], parameters: int) -> None:
+def check_fits(view: Decoder, plan: Plan) -> None:
     """Raise PlanError with the first thing in which the plan's model differs from this one."""
+    shapes, parameters = layer_shapes(view), sum(p.numel() for p in view.model.parameters())
     if len(shapes) != plan.num_layers:
         differs = f"{plan.num_layers} layers, the model has {len(shapes)}"
     elif parameters != plan.parameters_before:
@@ -71,8 +73,8 @@ def _check(plan: Plan, shapes: tuple[LayerShape, ...], parameters: int) -> None:
     raise PlanError(f"the plan is for {differs}: score this model and select again")
 
 
-def _cut_inside_(layer: nn.Module, shape: LayerShape, width: Width) -> None:
-    """Cut KV groups and channels, and add the biases that make up for their means."""
+def cut_inside_(layer: nn.Module, shape: LayerShape, width: Width) -> None:
+    """Cut KV groups and channels of one layer in place, and add the biases that make up for their means."""
     for rows, columns, kept, size, means in (
         (GROUP_ROWS, GROUP_COLUMNS, width.kv_groups, shape.kv_groups, width.o_means),
         (CHANNEL_ROWS, CHANNEL_COLUMNS, width.channels, shape.channels, width.down_means),

@@ -9,6 +9,7 @@ from typing import Literal
 from slimcore.errors import TextError
 from slimcore.files import sha256
 
+BUILTIN = "python-topics"
 Half = Literal["calibration", "heldout"]
 
 
@@ -28,11 +29,11 @@ class Text:
 def read(source: str | Path | None, half: Half) -> Text:
     """Read a text.
 
-    `source`: None is the `half` of the built-in text; a path is a UTF-8 file, one document;
-    `NAME`, `NAME:SPLIT` or `NAME:CONFIG:SPLIT` is a `datasets` name with a column `text`, fetched from its hub.
+    `source`: None, or `python-topics`, is the `half` of the built-in text; a path is a UTF-8 file, one
+    document; `NAME`, `NAME:SPLIT` or `NAME:CONFIG:SPLIT` is a `datasets` name with a column `text`, got from its hub.
     Raises TextError where there is nothing to read.
     """
-    if source is None:
+    if source is None or source == BUILTIN:
         return _builtin(half)
     path = Path(source)
     if path.exists():
@@ -48,7 +49,7 @@ def _builtin(half: Half) -> Text:
 
     # Several topics share one document.
     documents = list(dict.fromkeys(topics[name].strip() for name in sorted(topics)))
-    return Text(f"python-topics/{half}", tuple(documents[(0 if half == "calibration" else 1) :: 2]))
+    return Text(f"{BUILTIN}/{half}", tuple(documents[(0 if half == "calibration" else 1) :: 2]))
 
 
 def _file(path: Path) -> Text:

@@ -14,6 +14,7 @@ from slimcore.errors import BudgetError, ResultsError, UnknownNameError
 from slimcore.methods import Method, method_named
 
 DENSE = "dense"
+HEAL = "+heal"  # after a method's name
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 DEVICES = ("cpu", "cuda")
 
@@ -110,16 +111,18 @@ class Grid:
 
 @dataclass(frozen=True)
 class Cut:
-    """A method and how much it removes, as a grid writes it: NAME:BUDGET, or NAME:BUDGETxM for multiples of M."""
+    """A method and how much it removes, as a grid writes it: NAME:BUDGET, NAME+heal:BUDGET, NAME:BUDGETxM."""
 
     method: Method
     budget: Budget
-    multiple_of: int = 1
+    multiple_of: int = 1  # xM
+    heal: bool = False  # +heal
 
     @property
     def label(self) -> str:
         """The method in figures."""
-        return self.method.label + (f" x{self.multiple_of}" if self.multiple_of > 1 else "")
+        healed = ", healed" if self.heal else ""
+        return self.method.label + (f" x{self.multiple_of}" if self.multiple_of > 1 else "") + healed
 
 
 def shard(cells: Sequence[Cell], number: int, count: int) -> list[Cell]:
@@ -135,15 +138,15 @@ def shard(cells: Sequence[Cell], number: int, count: int) -> list[Cell]:
 
 
 def parse_method(spec: str) -> Cut | None:
-    """`dense` -> None; `flap:0.27x64` -> its Cut. Raises UnknownNameError, BudgetError."""
+    """`dense` -> None; `flap:0.27x64`, `depth-ppl+heal:9L` -> its Cut. Raises UnknownNameError, BudgetError."""
     name, _, amount = spec.partition(":")
     if name == DENSE and not amount:
         return None
-    method = method_named(name)
+    method = method_named(name.removesuffix(HEAL))
     budget, x, multiple = amount.partition("x")
     if x and not (multiple.isdigit() and int(multiple)):
         raise BudgetError(f"{spec!r}: {multiple!r} is not a number that widths are to be multiples of, as in 0.27x64")
-    return Cut(method, Budget.parse(budget), int(multiple or 1))
+    return Cut(method, Budget.parse(budget), int(multiple or 1), name.endswith(HEAL))
 
 
 def load_grids(path: Path) -> dict[str, Grid]:
@@ -200,8 +203,11 @@ def _pick(wanted: Sequence[str], has: Sequence[str]) -> tuple[str, ...]:
             parse_method(spec)
             chosen.append(spec)
             continue
-        method_named(spec)
-        own = [s for s in has if s.partition(":")[0] == spec]
+        plain = spec.removesuffix(HEAL)
+        method_named(plain)
+        # A healed cut takes as much as the method that the grid has without healing.
+        healed = [s.replace(plain, spec, 1) for s in has if s.partition(":")[0] == plain]
+        own = [s for s in has if s.partition(":")[0] == spec] or healed
         if not own:
             raise ResultsError(f"this grid has no {spec!r}: say how much to cut, as in {spec}:0.27")
         chosen += own

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from slimcore.bench.cell import DENSE, DTYPES, Cell, Cut, parse_method
 from slimcore.bench.operators import operator_calls
-from slimcore.calibration import calibration_tokens, heldout_tokens
+from slimcore.calibration import Tokens, calibration_tokens, heldout_tokens
 from slimcore.cost import footprint
-from slimcore.methods import score, unscored
+from slimcore.healing import WINDOWS as HEALING
+from slimcore.healing import heal_
+from slimcore.methods import method_named, score, unscored
 from slimcore.models import is_shape, load
 from slimcore.plan import Plan
 from slimcore.quality import perplexity
+from slimcore.scores import Scores
 from slimcore.selection import select
 from slimcore.surgery import prune_
 
@@ -44,6 +47,7 @@ class Subjects:
         self._key: tuple[str, str, str, str] | None = None
         self._subject: Subject | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._scores: dict[tuple[str, str], Scores] = {}  # the latest, by (model, method)
 
     def know(self, record: dict[str, Any]) -> None:
         """Take the plan and perplexity of a subject from its record, rather than find them again."""
@@ -81,10 +85,14 @@ class Subjects:
         """Cut `model` in place as the cell's method says, and describe it."""
         known = self._known.get(cell.subject, {})
         cut, plan = parse_method(cell.method), None
+        quality = known.get("perplexity")
         if cut is not None:
             plan = Plan.from_dict(known["plan"], where="results") if known.get("plan") else self._plan(model, cell, cut)
-            prune_(model, plan)
-        quality = known.get("perplexity")
+            # Values of weights do not change speed: what is random, or known, is not healed.
+            if cut.heal and quality is None and (tokens := self._tokens(HEALING)) is not None:
+                plan = heal_(model, plan, tokens)
+            else:
+                prune_(model, plan)
         if quality is None and self._tokenizer is not None:
             quality = perplexity(model, heldout_tokens(self._tokenizer, limit=HELDOUT_TOKENS)).as_dict()
         return {
@@ -99,16 +107,21 @@ class Subjects:
         }
 
     def _plan(self, model: PreTrainedModel, cell: Cell, cut: Cut) -> Plan:
-        method = cut.method
-        if is_shape(cell.model):
-            scores = unscored(model, method=method.name)
-        else:
-            tokens = None
-            if method.windows is not None and self._tokenizer is not None:
-                samples, length = method.windows
-                tokens = calibration_tokens(self._tokenizer, samples=samples, length=length)
-            scores = score(model, tokens, method=method.name)
-        return select(scores, **cut.budget.as_dict(), multiple_of=cut.multiple_of)  # type: ignore[arg-type]
+        key = (cell.model, cut.method.name)
+        if key not in self._scores:  # once for all its budgets, the model's methods coming one after the other
+            self._scores = {key: self._score(model, *key)}
+        return select(self._scores[key], **cut.budget.as_dict(), multiple_of=cut.multiple_of)  # type: ignore[arg-type]
+
+    def _score(self, model: PreTrainedModel, name: str, method: str) -> Scores:
+        if is_shape(name):
+            return unscored(model, method=method)
+        return score(model, self._tokens(method_named(method).windows), method=method)
+
+    def _tokens(self, windows: tuple[int, int] | None) -> Tokens | None:
+        """Calibration windows, so many of such a length, where the model has a tokenizer."""
+        if windows is None or self._tokenizer is None:
+            return None
+        return calibration_tokens(self._tokenizer, samples=windows[0], length=windows[1])
 
 
 def _key(cell: Cell) -> tuple[str, str, str, str]:
