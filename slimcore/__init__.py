@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from slimcore.models import load
     from slimcore.plan import Plan
     from slimcore.quality import perplexity
+    from slimcore.recovery import Recovery, recover
     from slimcore.scores import Scores
     from slimcore.selection import select
     from slimcore.surgery import prune_
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Footprint": "cost",
     "Plan": "plan",
+    "Recovery": "recovery",
     "Scores": "scores",
     "SlimcoreError": "errors",
     "Tokens": "calibration",
@@ -43,6 +45,7 @@ _HOME = {
     "load": "models",
     "perplexity": "quality",
     "prune_": "surgery",
+    "recover": "recovery",
     "save": "checkpoint",
     "score": "methods",
     "select": "selection",
@@ -52,6 +55,7 @@ _HOME = {
 __all__ = [
     "Footprint",
     "Plan",
+    "Recovery",
     "Scores",
     "SlimcoreError",
     "Tokens",
@@ -62,6 +66,7 @@ __all__ = [
     "load",
     "perplexity",
     "prune_",
+    "recover",
     "save",
     "score",
     "select",

@@ -1,10 +1,10 @@
-"""The command line: prune, score, eval, inspect, and those of `bench/commands.py`. What is heavy is imported late."""
+"""The command line: prune, score, recover, eval, inspect, and those of `bench/commands.py`; heavy imports are late."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,6 +18,7 @@ from slimcore.options import (
     Bytes,
     Device,
     Dtype,
+    HealSamples,
     Layers,
     Length,
     LocalRatio,
@@ -73,7 +74,7 @@ def prune(
         Path | None, typer.Option(help="Replay this plan; with a budget, the method goes on after it.")
     ] = None,
     heal: Annotated[bool, typer.Option("--heal", help="Refit what is next to each gap.")] = False,  # noqa: FBT002
-    heal_samples: Annotated[int, typer.Option(help="Calibration windows of --heal.")] = 400,
+    heal_samples: HealSamples = 400,
     text: TextSources = None,
     samples: Samples = None,
     length: Length = None,
@@ -154,6 +155,32 @@ def score(
         typer.echo(f"{layer:>5} " + " ".join(f"{figure:>16.6g}" for figure in figures))
 
 
+@app.command()
+def recover(
+    model: ModelName,
+    out: Annotated[Path, typer.Option(help="Folder for the trained model.")],
+    text: TextSources = None,
+    steps: Annotated[int, typer.Option(help="Of training.")] = 200,
+    batch_size: Annotated[int, typer.Option(help="Windows a step.")] = 8,
+    length: Annotated[int, typer.Option(help="Tokens a window.")] = 128,
+    rank: Annotated[int, typer.Option(help="Of the updates.")] = 8,
+    learning_rate: Annotated[float, typer.Option(help="The highest, after a tenth of the steps.")] = 1e-4,
+    seed: Seed = 0,
+    every: Annotated[int, typer.Option(help="Steps after which it could go on from there.")] = 50,
+    device: Device = "cpu",
+    force: Annotated[bool, typer.Option("--force", help="Replace what the folder holds.")] = False,  # noqa: FBT002
+) -> None:
+    """Train a pruned model by LoRA, merged at the end; run it again to go on after an interruption."""
+    from slimcore.recovery import recover as recovered
+
+    done = recovered(model, out, text=text or None, steps=steps, batch_size=batch_size, length=length, rank=rank,
+                     learning_rate=learning_rate, seed=seed, every=every, device=device, overwrite=force)  # fmt: skip
+    few = max(1, steps // 20)
+    first, last = fmean(done.losses[:few]), fmean(done.losses[-few:])
+    typer.echo(f"loss {first:.3f} -> {last:.3f} in {done.steps} steps, {done.seconds:.0f} s")
+    typer.echo(f"saved: {out}")
+
+
 @app.command("eval")
 def evaluate(
     model: ModelName,
@@ -227,7 +254,15 @@ def inspect(
     typer.echo(f"{plan.ratio:.2%} of block parameters; what goes is for scoring to say: slimcore score, slimcore prune")
 
 
-for command in (commands.predict, commands.compare, commands.merge, commands.report, commands.accept, commands.history):
+for command in (
+    commands.sweep,
+    commands.predict,
+    commands.compare,
+    commands.merge,
+    commands.report,
+    commands.accept,
+    commands.history,
+):
     app.command()(command)
 
 

@@ -99,14 +99,15 @@ class Plan:
 
     @property
     def texts(self) -> set[str]:
-        """Hashes of the texts that it was found, and its model healed, on."""
+        """Hashes of the texts that it was found, and its model healed and recovered, on."""
         steps = [self.provenance, *self.provenance.get("steps", [])]
-        found = [s.get("text_sha256") for step in steps for s in (step, step.get("healed", {}))]
+        kinds = [(step, step.get("healed", {}), step.get("recovered", {})) for step in steps]
+        found = [on.get("text_sha256") for kind in kinds for on in kind]
         return {digest for hashes in found if hashes for digest in str(hashes).split(BETWEEN)}
 
     def unhealed(self) -> Self:
         """The same cut, of a model whose weights are as they were."""
-        return replace(self, provenance={k: v for k, v in self.provenance.items() if k != "healed"})
+        return replace(self, provenance={k: v for k, v in self.provenance.items() if k not in ("healed", "recovered")})
 
     def inside(self, layer: int) -> Width:
         """What stays inside a kept layer, which may be all of it."""

@@ -33,7 +33,7 @@ def test_help_takes_no_longer_than_python_itself():
 
 def test_every_command_has_help(run):
     """With its options."""
-    for command in ("prune", "score", "eval", "inspect"):
+    for command in ("prune", "score", "recover", "eval", "inspect", "sweep"):
         code, out, _ = run(command, "--help")
         assert code == 0
         assert "Usage" in out

@@ -1,0 +1,318 @@
+"""Recovery by training: low-rank updates of a pruned model's projections, merged into its weights.
+
+As LLM-Pruner (Ma et al. 2023, arXiv 2305.11627) and Shortened LLaMA (Kim et al. 2024, arXiv 2402.02834) retrain: LoRA
+of rank 8 and alpha 16 on all seven projections, AdamW at 1e-4 with warm-up and linear decay. Without dropout, so that
+an interrupted run can go on to the losses of one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from slimcore import text as texts
+from slimcore.calibration import Tokens, as_ids, calibration_tokens
+from slimcore.checkpoint import PLAN_FILE, check_writable, save
+from slimcore.errors import CheckpointError
+from slimcore.files import new_folder, write_text
+from slimcore.models import load
+from slimcore.plan import Plan
+from slimcore.progress import progress
+from slimcore.structure import PROJECTIONS, decoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SCHEMA = "slimcore.recovery/1"
+RECOVERY_FILE, CURVE_FILE = "recovery.json", "recovery.png"
+CLIP = 1.0  # of the gradient's norm
+MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW keeps of a weight, beside the number of steps
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What a recovery took, and how the loss went."""
+
+    steps: int
+    losses: list[float]  # mean next-token NLL of each step's batch, before the step
+    seconds: float  # of training, interruptions left out
+
+
+def recover(
+    folder: str | Path,
+    out: str | Path,
+    *,
+    text: str | Path | Sequence[str | Path] | None = None,
+    steps: int = 200,
+    batch_size: int = 8,
+    length: int = 128,
+    rank: int = 8,
+    learning_rate: float = 1e-4,
+    seed: int = 0,
+    every: int = 50,
+    device: str | torch.device = "cpu",
+    overwrite: bool = False,
+) -> Recovery:
+    """Train the pruned model in `folder` on a text, and write it to `out`, in the shape and dtype it had.
+
+    `text` as `source` of `calibration_tokens`; None is the calibration half of the built-in text. A step takes
+    `batch_size` windows of `length` tokens; all windows come once before one comes again. `learning_rate` is the
+    highest, after a tenth of the steps. Training is in float32: 4 bytes a parameter. `out` gets recovery.json and
+    recovery.png too.
+
+    `every` so many steps what is needed to go on is written to a hidden folder beside `out`: called again with the
+    same arguments after an interruption, the training goes on from there. Raises CheckpointError, TextError.
+    """
+    folder, out = Path(folder), Path(out).resolve()
+    _check_numbers(steps=steps, batch_size=batch_size, rank=rank, every=every, learning_rate=learning_rate)
+    check_writable(out, overwrite=overwrite)
+    _check_packages()
+    plan = Plan.load(folder / PLAN_FILE) if (folder / PLAN_FILE).is_file() else None
+    model, tokenizer = load(folder, device=device)
+    if tokenizer is None:
+        raise CheckpointError(f"{folder} has no tokenizer, and a text needs one: save the model with its own")
+    tokens = _windows(tokenizer, text, batch_size=batch_size, steps=steps, length=length, seed=seed)
+    if plan is not None:
+        plan = replace(plan, provenance=plan.provenance | {"recovered": tokens.describe()})
+    ids = as_ids(tokens, decoder(model).vocabulary)
+    # What the losses depend on, but for rounding.
+    arguments = {
+        "schema": SCHEMA,
+        "weights_sha256": _digest(model),
+        "tokenizer_sha256": tokens.tokenizer_sha256,
+        "text_sha256": tokens.text_sha256,
+        "steps": steps,
+        "batch_size": batch_size,
+        "length": length,
+        "rank": rank,
+        "learning_rate": learning_rate,
+        "seed": seed,
+    }
+    work = out.with_name(f".{out.name}.recovering")
+    earlier = _read_state(work, arguments)
+    dtype = model.dtype
+    training = _Training(model.float(), rank, seed)  # half-precision gradients underflow
+    if earlier is not None:
+        training.restore_(*earlier)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        _train_(training, ids, arguments, every, work)
+        merged: Any = training.adapted.merge_and_unload()
+        done = Recovery(steps, training.losses, training.seconds)
+        with new_folder(out) as beside:
+            save(merged.to(dtype), beside, plan=plan, tokenizer=tokenizer)
+            report = arguments | {"text": tokens.describe(), "source": str(folder)} | asdict(done)
+            write_text(beside / RECOVERY_FILE, json.dumps(report, indent=1) + "\n")
+            _draw(done.losses, f"recovery of {folder.resolve().name}", beside / CURVE_FILE)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {out} or {work}: {error}") from error
+    shutil.rmtree(work)
+    return done
+
+
+class _Training:
+    """Adapters on a model, their optimizer, and how far they have come."""
+
+    def __init__(self, model: PreTrainedModel, rank: int, seed: int) -> None:
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(PROJECTIONS), task_type="CAUSAL_LM")
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            torch.default_generator.manual_seed(seed)
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT reads what transformers has deprecated
+            self.adapted = get_peft_model(model, config)
+        self.weights = {name: p for name, p in self.adapted.named_parameters() if p.requires_grad}
+        self.optimizer = torch.optim.AdamW(self.weights.values(), weight_decay=0.0)
+        self.losses: list[float] = []
+        self.seconds = 0.0
+
+    def step_(self, batch: Tensor, rate: float) -> None:
+        """One step on windows (B, T). Raises CheckpointError, the weights unchanged, where it is not a finite one."""
+        began = time.perf_counter()
+        loss = self.adapted(input_ids=batch, labels=batch, use_cache=False).loss
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(list(self.weights.values()), CLIP)
+        if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
+            raise CheckpointError(
+                f"step {len(self.losses) + 1} has loss {loss.item():g} and a gradient of norm {norm.item():g}, which"
+                " must be finite: nothing is saved; try a lower learning rate, and see that the model's perplexity"
+                " is finite to begin with"
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.losses.append(loss.item())
+        self.seconds += time.perf_counter() - began
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Adapter weights and optimizer moments by name."""
+        found = {name: p.detach() for name, p in self.weights.items()}
+        for name, weight in self.weights.items():
+            found |= {f"{moment}.{name}": self.optimizer.state[weight][moment] for moment in MOMENTS}
+        return found
+
+    def restore_(self, reached: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Go back to what `tensors` and `reached` say."""
+        self.losses, self.seconds = list(reached["losses"]), float(reached["seconds"])
+        for name, weight in self.weights.items():
+            weight.data.copy_(tensors[name])
+            moments = {moment: tensors[f"{moment}.{name}"].to(weight.device, copy=True) for moment in MOMENTS}
+            self.optimizer.state[weight] = {"step": torch.tensor(float(len(self.losses)))} | moments
+
+
+def _train_(training: _Training, ids: Tensor, arguments: dict[str, Any], every: int, work: Path) -> None:
+    """Take the steps that are left."""
+    steps = arguments["steps"]
+    order = _order(len(ids), steps, arguments["batch_size"], arguments["seed"])
+    device = next(iter(training.weights.values())).device
+    bar = progress(range(len(training.losses), steps), "recovery")
+    for step in bar:
+        try:
+            training.step_(ids[order[step]].to(device), arguments["learning_rate"] * _rate(step, steps))
+        except CheckpointError:
+            shutil.rmtree(work)  # going on from there would end here again
+            raise
+        if isinstance(bar, tqdm):
+            bar.set_postfix_str(f"loss {training.losses[-1]:.3f}", refresh=False)
+        if (step + 1) % every == 0 or step + 1 == steps:
+            _write_state(work, arguments, training)
+
+
+def _rate(step: int, steps: int) -> float:
+    """Share of the learning rate at `step`, from 0: up for a tenth of the steps, 100 at most, then down towards 0."""
+    warmup = min(100, steps // 10)
+    return min((step + 1) / (warmup + 1), (steps - step) / (steps - warmup))
+
+
+def _order(windows: int, steps: int, batch_size: int, seed: int) -> Tensor:
+    """The windows of each step, (steps, batch_size): all of them shuffled, then shuffled again, and so on."""
+    generator = torch.Generator().manual_seed(seed)
+    rounds = math.ceil(steps * batch_size / windows)
+    drawn = torch.cat([torch.randperm(windows, generator=generator) for _ in range(rounds)])
+    return drawn[: steps * batch_size].view(steps, batch_size)
+
+
+def _windows(
+    tokenizer: PreTrainedTokenizerBase,
+    source: str | Path | Sequence[str | Path] | None,
+    *,
+    batch_size: int,
+    steps: int,
+    length: int,
+    seed: int,
+) -> Tokens:
+    """All windows of a text, but no more than can be used, and a batch at least. Raises TextError."""
+    sources = [source] if source is None or isinstance(source, str | Path) else list(source)
+    counts = []
+    for one in sources:
+        documents = list(texts.read(one, "calibration").documents)
+        encoded = tokenizer(documents, add_special_tokens=False, verbose=False)["input_ids"]
+        counts.append(sum(len(ids) // max(1, length) for ids in encoded))
+    # Several texts give equal shares: the shortest one limits them.
+    there = min(counts, default=0) * len(counts)
+    samples = min(max(there, batch_size), steps * batch_size)
+    return calibration_tokens(tokenizer, samples=samples, length=length, seed=seed, source=source)
+
+
+def _read_state(work: Path, arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """How far an interrupted run came, and its tensors; None where there was none.
+
+    Raises CheckpointError where it was run with other arguments, or cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = _state_file(work)
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            reached = json.loads(file.metadata()["recovery"])
+            before = reached["arguments"]
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"cannot go on from {path}: {error}; delete {work} to start anew") from error
+    differ = [name for name in arguments if before.get(name) != arguments[name]]
+    if differ:
+        then, now = (", ".join(f"{name}={a.get(name)}" for name in differ) for a in (before, arguments))
+        raise CheckpointError(
+            f"{work} holds an interrupted recovery with {then}, this one has {now}: go on with the same arguments and"
+            " model, or delete that folder to start anew"
+        )
+    return reached, tensors
+
+
+def _write_state(work: Path, arguments: dict[str, Any], training: _Training) -> None:
+    """Write how far the training has come; a reader sees the old file or the new one, never a part."""
+    from safetensors.torch import save_file
+
+    reached = {"arguments": arguments, "losses": training.losses, "seconds": training.seconds}
+    part = work / "part"
+    save_file(training.tensors(), part, metadata={"recovery": json.dumps(reached)})
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.replace(_state_file(work))
+
+
+def _state_file(work: Path) -> Path:
+    return work / "state.safetensors"
+
+
+def _digest(model: PreTrainedModel) -> str:
+    """SHA-256 of all weights."""
+    digest = sha256()
+    for parameter in model.parameters():
+        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _check_numbers(learning_rate: float, **counts: int) -> None:
+    """Raise CheckpointError for what no training can be made of."""
+    for name, value in counts.items():
+        if value < 1:
+            raise CheckpointError(f"{name} must be 1 or more to train at all (got {value})")
+    if not 0 < learning_rate < math.inf:
+        raise CheckpointError(f"the learning rate must be a number above 0, as 1e-4 (got {learning_rate:g})")
+
+
+def _check_packages() -> None:
+    """Raise CheckpointError where recovery's own packages are missing: before the work, not after it."""
+    missing = [name for name in ("peft", "matplotlib") if find_spec(name) is None]
+    if missing:
+        raise CheckpointError(f"recovery needs {' and '.join(missing)}: pip install 'slimcore[recover]'")
+
+
+def _draw(losses: Sequence[float], title: str, path: Path) -> None:
+    """Draw the loss of each step, and its mean over a twentieth of them."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(4.6, 3.7), layout="constrained")
+    panel = figure.subplots()
+    span = max(1, len(losses) // 20)
+    numbers = range(1, len(losses) + 1)
+    panel.plot(numbers, losses, ".-", color="#56B4E9", linewidth=0.6, markersize=3, label="each step")
+    if span > 1:
+        means = [sum(losses[i - span : i]) / span for i in numbers[span - 1 :]]
+        panel.plot(numbers[span - 1 :], means, color="#D55E00", linewidth=1.4, label=f"mean of {span} steps")
+        panel.legend(fontsize=8, frameon=False)
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panel.set_xlabel("step")
+    panel.set_ylabel("loss (nats a token)")
+    panel.set_title(title, fontsize=10)
+    panel.grid(visible=True, which="major", linewidth=0.4, alpha=0.5)
+    figure.savefig(path, dpi=160)
