@@ -4,10 +4,11 @@ In front of each gap, a run of removed layers, stands a layer whose down project
 hidden state. With x what W reads in the pruned model, h the hidden state it leaves there, and d the dense model's after
 the gap:
 
-    D = argmin  sum over tokens of |d - h - D x|^2  +  ridge |D|^2,    W <- W + D
+    D = argmin  sum over tokens of |d - h - D x|^2 / |d|^2  +  ridge |D|^2,    W <- W + D
 
-x and h are the pruned and healed model's own, so that each refit sees what is left of earlier errors. The first token
-of each window is not fitted: its hidden state is a hundred times the others' (an attention sink), and would be the fit.
+An error counts in proportion to the state it is in, as the norms after it make it count. x and h are the pruned and
+healed model's own, so that each refit sees what is left of earlier errors. The first token of each window is not
+fitted: its hidden state is a hundred times the others' (an attention sink).
 Inside a layer that loses widths, o_proj and then down_proj are refitted in the same way, each to what the dense layer
 has at that place. ReplaceMe (arXiv 2505.02819) fits a map of hidden states and folds it into W: D is then (T - 1) W,
 with fewer degrees of freedom.
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 RIDGE = 0.1  # of the mean square of what a projection reads
+SMALLEST = 1e-6  # norm of a hidden state
 WINDOWS = (400, 128)  # of calibration, where nothing else is asked for
 
 States = list[Tensor]  # hidden states (N, T, H), one a batch
@@ -164,8 +166,10 @@ class _Place:
                 output = layerwise.run(self.layer, hidden, arguments)
                 if name == DOWN:
                     after.append(output)
-                read = reads[number][:, 1:].flatten(0, 1).float()
-                error = (targets[number] - after[number])[:, 1:].flatten(0, 1).float()
+                target = targets[number][:, 1:].flatten(0, 1).float()
+                weight = 1 / torch.linalg.vector_norm(target, dim=1, keepdim=True).clamp_min(SMALLEST)
+                read = reads[number][:, 1:].flatten(0, 1).float() * weight
+                error = (target - after[number][:, 1:].flatten(0, 1).float()) * weight
                 gram += (read.T @ read).double()
                 cross += (read.T @ error).double()
                 before += float(error.double().square().sum())
