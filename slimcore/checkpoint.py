@@ -62,7 +62,8 @@ def load_folder(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """Load a checkpoint folder; every weight comes from the file or nothing is returned.
 
-    The tokenizer is None where the folder has none. Raises CheckpointError, UnsupportedModelError.
+    `device`: `auto` spreads it over the GPUs. The tokenizer is None where the folder has none. Raises CheckpointError,
+    UnsupportedModelError.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -71,7 +72,11 @@ def load_folder(
     try:
         with quiet_transformers():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype or "auto", local_files_only=True, output_loading_info=True
+                folder,
+                dtype=dtype or "auto",
+                device_map=device if device == "auto" else None,
+                local_files_only=True,
+                output_loading_info=True,
             )
             model, info = loaded
     except Exception as error:  # transformers raises whatever a bad file makes it raise
@@ -90,7 +95,7 @@ def load_folder(
             " its config is not the one it was saved with, or not of its model class"
         )
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True) if _has_tokenizer(folder) else None
-    return model.to(device).eval(), tokenizer
+    return (model if device == "auto" else model.to(device)).eval(), tokenizer
 
 
 def read_config(folder: Path) -> PretrainedConfig:

@@ -77,6 +77,7 @@ def load(
 
     `name`: a folder; `smollm2-135m`; a shape (`llama-7b`, `vicuna-13b`, `smollm2-135m-shape`, `tiny`), whose weights
     are random from `seed`; or a hub id `owner/name`, through transformers. `dtype`: None keeps the stored one.
+    `device`: `auto` spreads the model over the GPUs that are visible (accelerate's `device_map="auto"`).
     Raises UnknownNameError, CheckpointError, UnsupportedModelError.
     """
     wanted = _dtype(dtype)
@@ -111,15 +112,20 @@ def is_shape(name: str) -> bool:
 def random_model(
     config: PretrainedConfig, *, dtype: torch.dtype | None, device: str | torch.device, seed: int = 0
 ) -> PreTrainedModel:
-    """A model of `config` with random weights, made directly on `device` (meta included) in `dtype`."""
+    """A model of `config` with random weights, made directly on `device` (meta and auto included) in `dtype`."""
     import torch
     from transformers import AutoModelForCausalLM
 
+    from slimcore.checkpoint import quiet_transformers
     from slimcore.structure import restore_buffers_
 
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    if torch.device(device).type != "meta":
+    if device == "auto":
+        with quiet_transformers():  # it warns that no weight was stored
+            model = type(model).from_pretrained(None, config=config, state_dict={}, dtype=dtype, device_map="auto")
+        _fill_(model, config.initializer_range, seed)
+    elif torch.device(device).type != "meta":
         model.to_empty(device=device)
         model.tie_weights()
         restore_buffers_(model)

@@ -36,6 +36,7 @@ TextSources = Annotated[
     list[str] | None,
     typer.Option("--text", help="As often as wanted: a file, a datasets name, or python-topics, the built-in text."),
 ]
+HealSamples = Annotated[int, typer.Option(help="Calibration windows of healing.")]
 Samples = Annotated[int | None, typer.Option(help="Calibration windows; default: the method's.")]
 Length = Annotated[int | None, typer.Option(help="Tokens a window; default: the method's.")]
 Seed = Annotated[int, typer.Option(help="Seed of the calibration windows and of random weights.")]
@@ -71,6 +72,16 @@ def _number(name: str, text: str | None, expected: str) -> int | None:
         if number is not None:
             return number
     raise BudgetError(f"--{name} {text!r} is not {expected}")
+
+
+def given_ratios(text: str) -> tuple[float, ...]:
+    """`0.2,0.27` -> (0.2, 0.27). Raises BudgetError."""
+    with suppress(ValueError):
+        ratios = tuple(float(word) for word in text.split(","))
+        for ratio in ratios:
+            Budget(ratio=ratio)
+        return ratios
+    raise BudgetError(f"--ratios {text!r} are not numbers separated by commas, as 0.2,0.27")
 
 
 def given_protection(text: str | None) -> tuple[int, int] | None:

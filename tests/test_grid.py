@@ -48,6 +48,8 @@ def test_a_method_is_read_with_its_budget_and_multiple():
     assert (cut.method.name, cut.budget.params, cut.multiple_of, cut.label) == ("flap", 4_900_000_000, 64, "FLAP x64")
     assert parse_method("llm-pruner:0.35local").budget.local_ratio == 0.35
     assert parse_method("wanda-sp:9.8GB").label == "Wanda-sp"
+    healed = parse_method("depth-ppl+heal:9L")
+    assert (healed.method.name, healed.heal, healed.label) == ("depth-ppl", True, "Ours, healed")
 
 
 def test_narrowing_replaces_axes():
@@ -57,6 +59,9 @@ def test_narrowing_replaces_axes():
     assert (grid.batches, grid.inputs) == ((1, 7), (12, 82))
     assert load_grids(GRIDS)["cpu"].narrow(methods=["dense", "depth-taylor:0.2"]).models == {
         "smollm2-135m": ("dense", "depth-taylor:0.2")
+    }
+    assert load_grids(GRIDS)["cpu"].narrow(methods=["depth-ppl", "depth-ppl+heal"]).models == {
+        "smollm2-135m": ("depth-ppl:106.2M", "depth-ppl+heal:106.2M")
     }
 
 

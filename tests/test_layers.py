@@ -14,12 +14,13 @@ PACKAGE = Path(slimcore.__file__).parent
 ORDER = [
     "errors", "units", "files", "budget", "scores", "plan", "widths", "selection", "modeling_slimcore", "structure",
     "registration", "cost", "progress", "layerwise", "moments", "gradients", "text", "calibration", "methods",
-    "description", "surgery", "checkpoint", "quality", "models", "bench", "cli",
+    "description", "surgery", "healing", "checkpoint", "quality", "models", "recovery", "options", "bench", "cli",
 ]  # fmt: skip
 BENCH_ORDER = [
     "statistics", "limit", "table", "gate", "cell", "forecast", "engines", "operators", "environment", "canary",
     "measure", "subject", "serve", "remote", "results", "baseline", "judging", "saved", "history", "checks", "figures",
-    "noise", "story", "report", "conclusion", "commands", "alone", "pairs", "session", "parallel", "plugin",
+    "pareto", "noise", "story", "report", "conclusion", "sweep", "commands", "alone", "pairs", "session", "parallel",
+    "options", "planning", "whole_run", "plugin",
 ]  # fmt: skip
 
 

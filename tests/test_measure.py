@@ -165,3 +165,25 @@ def test_memory_that_does_not_come_back_is_told(monkeypatch):
     assert told == (None, measure.Refusal("CUDA out of memory (1,000,000,000 bytes stayed allocated)", 10**9))
     # A workspace of a library is no leak.
     assert measure.unless_out_of_memory(refuse, "cuda") == (None, measure.Refusal("CUDA out of memory"))
+
+
+def test_memory_is_summed_over_the_gpus(monkeypatch):
+    """A model may be spread over them: what is held, and each one's own peak."""
+    held = {0: 5, 1: 7}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", held.get)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", {0: None, 1: None}.__getitem__)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda gpu: 10 * held[gpu])
+    assert measure.allocated("cuda") == 12
+    timing = measure.Timing("ok")
+    with measure.peak_memory("cuda", timing):
+        pass
+    assert timing.peak_bytes == 120
+
+
+def test_all_gpus_of_a_model_are_waited_for(monkeypatch):
+    """Before and after the work."""
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    measure._host(lambda: waited.append("work"), [0, 2])
+    assert waited == [0, 2, "work", 0, 2]

@@ -13,12 +13,14 @@ import torch
 
 import slimcore
 from slimcore.bench import engines
-from slimcore.bench.cell import Grid
+from slimcore.bench.cell import Cell, Grid
 from slimcore.bench.conclusion import Update, conclude, find
 from slimcore.bench.measure import Protocol
-from slimcore.bench.session import Places, Session
+from slimcore.bench.remote import HERE, Remote
+from slimcore.bench.session import Options, Places, Session
 from slimcore.bench.subject import Subjects
-from tests.helpers import on_a_terminal, tiny
+from slimcore.errors import ResultsError
+from tests.helpers import ids, on_a_terminal, tiny
 
 ROOT = Path(__file__).parent.parent
 GRIDS = """
@@ -105,6 +107,7 @@ def test_a_run_measures_every_cell_and_writes_its_report_last(suite, pytester):
     assert [c["id"] for c in lines(pytester, "cell")] == [i.format(m) for i in (DENSE, OURS) for m in (1, 2)]
     assert all(len(c["latency_s"]) == 5 and c["status"] == "ok" for c in lines(pytester, "cell"))
     assert [s["footprint"]["layers"] for s in lines(pytester, "subject")] == [8, 6]
+    result.stdout.fnmatch_lines(["* s, of which * % timed generation, * % warming up, * % building models."])
     path = result.stdout.lines[-2].removeprefix("report: ")
     text = Path(path).read_text()
     assert all(i.removeprefix("tiny/").format(m) in text for i in (DENSE, OURS) for m in (1, 2))
@@ -260,16 +263,19 @@ def test_accepting_then_measuring_again_compares(suite, pytester):
     data["cells"][OURS.format(2)] = {"status": "oom", "latency_s": []}
     data["cells"]["tiny/dense/i3-o2/m9/eager-fp32"] = {"status": "ok", "latency_s": [1.0]}
     path.write_text(json.dumps(data))
-    suite("-v", "--perf-reports", "second").stdout.fnmatch_lines(
+    result = suite("-v", "--perf-reports", "second")
+    result.stdout.fnmatch_lines(
         [
+            "1 accepted cells are not in the grid any more: *",
+            "  tiny/dense/i3-o2/m9/eager-fp32",
             "Against the baseline of 1 night: 3 faster, 1 status changed.",
             f"- {DENSE.format(1)}: faster, *",
             f"- {OURS.format(2)}: oom -> ok",
-            "- FAILED gone: 1 accepted cells are not in the grid any more*",
-            "  tiny/dense/i3-o2/m9/eager-fp32",
+            "- FAILED gone",
             "FAILED whole run::gone*",
         ]
     )
+    assert result.stdout.str().count("where that is meant, accept it") == 1
 
 
 def test_a_cell_that_no_longer_fits_fails(suite, pytester, broken_engine):
@@ -302,7 +308,7 @@ def test_a_run_with_an_error_is_not_accepted(suite, pytester, broken_engine):
     """The exit code says so, and no baseline is written."""
     broken_engine(ValueError("no"), 2)
     result = suite(*UPDATE)
-    result.stdout.fnmatch_lines(["ERROR: 2 of 4 cells have no result to accept*"])
+    result.stdout.fnmatch_lines(["2 of 4 cells have no result to accept*", "- FAILED accepting"])
     assert result.ret != 0
     assert not list(pytester.path.glob("baselines/*/*/*"))
 
@@ -346,6 +352,12 @@ def test_a_run_killed_in_the_middle_is_gone_on_with(suite, pytester):
         (["--perf-plan", "--perf-gpu", "h10"], "*unknown GPU 'h10'; did you mean 'h100'?*"),
         (["--perf-budget", "soon"], "*argument --perf-budget: invalid*"),
         (["-n", "2", "--perf-budget", "1m"], "*--perf-budget counts the time of one process*"),
+        (
+            ["--perf-devices", "auto"],
+            "*--perf-devices is for GPUs, and grid 'cpu' is measured on the CPU: leave it out*",
+        ),
+        (["--perf-devices", "two"], "*argument --perf-devices: invalid choice*"),
+        (["-n", "2", "--perf-devices", "auto"], "*--perf-devices gives one process all GPUs: run without -n*"),
         (["--perf-methods", "depth-pppl:0.2"], "*unknown method 'depth-pppl'; did you mean 'depth-ppl'*"),
         (["--perf-batches", "0"], "*argument --perf-batches: invalid*"),
         (["--perf-resume"], "*no run of grid 'cpu' to resume*"),
@@ -377,6 +389,36 @@ def test_a_broken_baseline_is_one_line_and_not_zero(suite, pytester, content, me
     assert result.ret != 0
     result.stderr.fnmatch_lines([f"ERROR: {message}"])
     assert path.read_text() == content
+
+
+def test_a_run_is_gone_on_with_on_as_many_devices(tmp_path):
+    """Spread over the GPUs it would be another measurement: refused, as another machine is."""
+    grid = Grid("g", "cpu", "fp32", ("eager",), (3,), (2,), (1,), {"tiny": ("dense",)})
+    places = Places(tmp_path, tmp_path, tmp_path)
+    Session(grid, grid.cells(), places, Protocol()).close()
+    with pytest.raises(ResultsError, match="was measured with devices None, this is 'auto'"):
+        Session(grid, grid.cells(), places, Protocol(), Options(resume="latest", devices="auto"))
+
+
+def test_a_model_that_is_spread_has_the_same_weights_and_never_the_hosts_memory(tmp_path):
+    """Shapes and folders; where a GPU was asked for and a layer lies elsewhere, memory ran out."""
+    slimcore.save(tiny(), tmp_path / "mine")
+    for name in ("tiny", str(tmp_path / "mine")):
+        spread, plain = (slimcore.load(name, device=device)[0] for device in ("auto", "cpu"))
+        assert all(torch.equal(a, b) for a, b in zip(spread.parameters(), plain.parameters(), strict=True))
+        assert torch.equal(spread(ids()).logits, plain(ids()).logits)
+    with pytest.raises(torch.OutOfMemoryError, match="some layers are on the host"):
+        Subjects(devices="auto").get(Cell("tiny", "dense", 3, 2, 1, "eager", "fp32", "cuda"))
+
+
+def test_a_process_that_cannot_spread_a_model_is_refused(monkeypatch):
+    """Another version may know nothing of --perf-devices; this one does."""
+    with Remote(HERE, "auto"):
+        pass
+    process = Remote(HERE)
+    monkeypatch.setattr(process, "_devices", "auto")
+    with pytest.raises(ResultsError, match="cannot spread a model: leave --perf-devices out"), process:
+        pass
 
 
 def test_collecting_measures_nothing(suite, pytester):

@@ -27,12 +27,12 @@ READINGS = 20  # of the canary, the latest: one alone is noisier than a cell
 class Alone:
     """One version on one machine, to be judged against its accepted nights."""
 
-    def __init__(self, run: Run, protocol: Protocol, device: str) -> None:
+    def __init__(self, run: Run, protocol: Protocol, device: str, devices: str | None = None) -> None:
         self._run, self._protocol = run, protocol
-        self._device, self._canary = device, Canary(device)
+        self._device, self._devices, self._canary = device, devices, Canary(device)
         self._readings: deque[list[float]] = deque(maxlen=READINGS)
         self._tainted = False  # something holds device memory that nothing should
-        self.subjects = Subjects(dict(run.subjects))
+        self.subjects = Subjects(dict(run.subjects), devices)
         self.building: Callable[[], AbstractContextManager[None]] = nullcontext  # around the long work before a cell
 
     def measure(self, cell: Cell, write: Callable[[Record], None]) -> Record:
@@ -65,7 +65,7 @@ class Alone:
         fresh: list[dict[str, Any]] = []
         readings: list[list[float]] = []
         for _ in range(PROCESSES):
-            with Remote(HERE) as process:
+            with Remote(HERE, self._devices) as process:
                 process.open(cell.as_dict(), known)
                 readings += [process.canary() for _ in range(READINGS // PROCESSES)]
                 fresh.append({"latency_s": [round(process.time(), 9) for _ in range(count)]})
@@ -85,7 +85,7 @@ class Alone:
     def _elsewhere(self, cell: Cell, write: Callable[[Record], None]) -> Record:
         """Measure `cell` in a process of its own: this one's memory is not what it should be."""
         known = self._run.subjects.get(cell.subject)
-        with Remote(HERE) as process:
+        with Remote(HERE, self._devices) as process:
             try:
                 subject, timing = process.measure(cell.as_dict(), known, asdict(self._protocol))
             except Refused as refused:

@@ -121,8 +121,12 @@ class Cut:
     @property
     def label(self) -> str:
         """The method in figures."""
-        healed = ", healed" if self.heal else ""
-        return self.method.label + (f" x{self.multiple_of}" if self.multiple_of > 1 else "") + healed
+        return self.unhealed + (", healed" if self.heal else "")
+
+    @property
+    def unhealed(self) -> str:
+        """The same without healing."""
+        return self.method.label + (f" x{self.multiple_of}" if self.multiple_of > 1 else "")
 
 
 def shard(cells: Sequence[Cell], number: int, count: int) -> list[Cell]:

@@ -33,22 +33,19 @@ class Check:
 
 def failures(run: Run, cells: Mapping[str, Record], judge: Judge, verdicts: Mapping[str, Judgement]) -> list[Check]:
     """All checks that fail, for the `cells` of `run`."""
-    checks = [_measured(run, cells)]
     quiet = {i: cell for i, cell in cells.items() if cell["status"] == "ok" and verdicts[i].verdict != "slower"}
-    if run.start.get("aa"):
-        pass  # what differs from itself is a false alarm, to be counted
-    elif run.start.get("against"):
-        checks += [_together_beside(quiet, judge)]
-        known = {f"{model}/{method}": cost_of(s) for (model, method), s in run.against.items()}
-        checks += costs(run.subjects, known, "the other version")
-    else:
+    checks = [_measured(run, cells)]
+    if not run.start.get("against"):
         checks += [
             _lost(judge.baseline, run.start["grid_cells"]),
             _machine(cells, judge, verdicts),
             _together(quiet, judge),
             _drift(cells, judge),
+            *costs(run.subjects, judge.baseline.costs, "accepted"),
         ]
-        checks += costs(run.subjects, judge.baseline.costs, "accepted")
+    elif not run.start.get("aa"):  # what differs from itself is a false alarm, to be counted
+        known = {f"{model}/{method}": cost_of(s) for (model, method), s in run.against.items()}
+        checks += [_together_beside(quiet, judge), *costs(run.subjects, known, "the other version")]
     return [check for check in checks if check is not None]
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from slimcore.errors import ResultsError
+from slimcore.options import Device, Dtype, HealSamples, Length, ModelName, Samples, Seed, TextSources, given_ratios
 
 if TYPE_CHECKING:
     from slimcore.bench.conclusion import Conclusion, Update
@@ -126,6 +127,47 @@ def predict(
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         typer.echo(f"figure: {figures.draw(forecast.as_results(found), subjects, out)}")
+
+
+def sweep(
+    model: ModelName,
+    out: Annotated[Path, typer.Option(help="Folder for table and figure; a sweep that is there is gone on with.")],
+    methods: Annotated[
+        str, typer.Option(help="Separated by commas; NAME+heal: healed.")
+    ] = "dense,depth-ppl,depth-ppl+heal,llm-pruner,flap",
+    ratios: Annotated[str, typer.Option(help="Shares of block parameters to remove.")] = "0.2,0.27,0.35",
+    text: TextSources = None,
+    heldout: Annotated[list[str] | None, typer.Option(help="To measure on, as often as wanted, as --text.")] = None,
+    samples: Samples = None,
+    length: Length = None,
+    heal_samples: HealSamples = 400,
+    limit: Annotated[int, typer.Option(help="Held-out tokens of each text, from the front.")] = 8192,
+    seed: Seed = 0,
+    dtype: Dtype = None,
+    device: Device = "cpu",
+) -> None:
+    """Score once a method, cut at many ratios, and print and draw what each costs in perplexity."""
+    from slimcore.bench.sweep import Settings
+    from slimcore.bench.sweep import sweep as swept
+
+    if (samples is None) != (length is None):
+        raise ResultsError("--samples and --length go together: a sweep gives all methods the same, or each its own")
+    settings = Settings(
+        model=model,
+        methods=tuple(word.strip() for word in methods.split(",")),
+        ratios=given_ratios(ratios),
+        texts=tuple(text or ()),
+        heldout=tuple(heldout or ("python-topics",)),
+        windows=None if samples is None or length is None else (samples, length),
+        heal_samples=heal_samples,
+        limit=limit,
+        seed=seed,
+        dtype=dtype,
+        device=device,
+    )
+    report = swept(settings, out)
+    typer.echo(report.read_text(encoding="utf-8").rpartition("\n\n!")[0])
+    typer.echo(f"report: {report}")
 
 
 def _conclude(run: Run, baselines: Path) -> None:

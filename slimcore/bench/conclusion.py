@@ -45,10 +45,10 @@ def find(run: Run, judge: Judge) -> Findings:
     return Findings(run, judge, cells, verdicts, checks.failures(run, cells, judge, verdicts))
 
 
-def conclude(found: Findings, *, update: Update | None = None, resumed: int = 0) -> Conclusion:
-    """Write the report; accept the run where that is asked."""
+def conclude(found: Findings, *, update: Update | None = None, resumed: int = 0, tests: bool = False) -> Conclusion:
+    """Write the report; accept the run where that is asked. Where the failures become `tests`, lines only name them."""
     failures = list(found.failures)
-    lines = report.summary(found, resumed)
+    lines = report.summary(found, resumed, checks=not tests)
     try:
         path = report.write(found)
         report.append_step_summary(path)
@@ -58,11 +58,12 @@ def conclude(found: Findings, *, update: Update | None = None, resumed: int = 0)
             failures = [
                 c for c in failures if not (c.name == "gone" or (update.replace and c.name.startswith("costs")))
             ]
-        lines.append(f"report: {path}")
+        last = [f"report: {path}"]
     except (SlimcoreError, OSError) as error:
-        lines.append(f"ERROR: {error}")
+        last = [] if tests else [f"ERROR: {error}"]
         failures.append(Check("report" if update is None else "accepting", str(error)))
-    return Conclusion(lines, failures)
+    named = [f"- FAILED {check.name}" for check in failures if tests]
+    return Conclusion([*lines, *named, *last], failures)
 
 
 def accept(found: Findings, update: Update) -> list[str]:

@@ -5,26 +5,27 @@ from __future__ import annotations
 import platform
 import re
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 
-def machine_key(device: str, share: int = 1) -> str:
+def machine_key(device: str, share: int = 1, devices: str | None = None) -> str:
     """Hardware only, from fields that do not jitter: no clocks, no software versions.
 
     `nvidia-h100-80gb-hbm3-80gb-x1`, or `amd-epyc-25-1-2c`: CPU model, its family and model number, the cores that this
     process may use; `share` of how many processes that measure at once, where they are several (they share memory's
-    bandwidth, so that their times are of another machine).
+    bandwidth, so that their times are of another machine); `devices` as in `gpus`.
     """
     if device == "cuda":
         import torch
 
         properties = torch.cuda.get_device_properties(0)
         memory = round(properties.total_memory / 2**30)
-        return _slug(f"{properties.name} {memory}gb x1")  # a cell runs on one
+        return _slug(f"{properties.name} {memory}gb x{gpus(devices)}")
     import cpuinfo
 
     info = cpuinfo.get_cpu_info()
@@ -41,8 +42,24 @@ def cores() -> list[int]:
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
+def has_cuda() -> bool:
+    """Whether a CUDA device is here; without a driver torch, which takes seconds to import, is not asked."""
+    if sys.platform == "linux" and not any(Path(f"/dev/{name}").exists() for name in ("nvidiactl", "dxg", "kfd")):
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def gpus(devices: str | None) -> int:
+    """How many GPUs a model lies on: `auto`, all that this process sees; else one."""
+    import torch
+
+    return torch.cuda.device_count() if devices == "auto" else 1
+
+
 def conditions(device: str) -> dict[str, Any]:
-    """What the device is like now: clocks, temperature, power, why it is throttled; empty where it does not say."""
+    """What the (first) device is like now: clocks, temperature, power, why it is throttled; empty where none tells."""
     if device != "cuda":
         return {}
     with _nvml() as (nvml, handle):
@@ -60,11 +77,14 @@ def conditions(device: str) -> dict[str, Any]:
         }
 
 
-def energy(device: str) -> float | None:
-    """Joules that the device has used since its driver was loaded; None where it does not say."""
-    if device != "cuda":
-        return None
-    with _nvml() as (nvml, handle):
+def energy(indices: Collection[int]) -> float | None:
+    """Joules that the GPUs have used since their driver was loaded; None where there is none, or one does not say."""
+    used = [joules for index in indices if (joules := _energy(index)) is not None]
+    return sum(used) if used and len(used) == len(indices) else None
+
+
+def _energy(index: int) -> float | None:
+    with _nvml(index) as (nvml, handle):
         try:
             return float(nvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3 if nvml else None
         except nvml.NVMLError:
@@ -75,8 +95,8 @@ _CALM = ("None", "GpuIdle", "All", "ApplicationsClocksSetting")
 
 
 @contextmanager
-def _nvml() -> Iterator[tuple[Any, Any]]:
-    """NVML and the handle of the device that torch calls 0, found by its UUID; (None, None) where there is none."""
+def _nvml(index: int = 0) -> Iterator[tuple[Any, Any]]:
+    """NVML and the handle of the device that torch calls `index`, found by its UUID; (None, None) where none is."""
     try:
         import pynvml
         import torch
@@ -86,7 +106,7 @@ def _nvml() -> Iterator[tuple[Any, Any]]:
         yield None, None
         return
     try:
-        identity = f"GPU-{torch.cuda.get_device_properties(0).uuid}"
+        identity = f"GPU-{torch.cuda.get_device_properties(index).uuid}"
         yield pynvml, pynvml.nvmlDeviceGetHandleByUUID(identity)
     except pynvml.NVMLError:
         yield None, None

@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 FIGURE = "throughput_latency"
 
 # Colours of Okabe and Ito, told apart by every common form of colour vision; marker and dash carry them in greyscale.
-_STYLES: tuple[dict[str, Any], ...] = (
+STYLES: tuple[dict[str, Any], ...] = (
     {"color": "#000000", "marker": "o", "linestyle": "-"},
     {"color": "#D55E00", "marker": "s", "linestyle": "--"},
     {"color": "#0072B2", "marker": "^", "linestyle": "-."},
     {"color": "#009E73", "marker": "D", "linestyle": ":"},
     {"color": "#CC79A7", "marker": "v", "linestyle": (0, (5, 1, 1, 1, 1, 1))},
     {"color": "#56B4E9", "marker": "P", "linestyle": (0, (1, 1))},
+    {"color": "#E69F00", "marker": "X", "linestyle": (0, (3, 1, 1, 1))},
+    {"color": "#7F7F7F", "marker": "*", "linestyle": (0, (5, 3))},
 )
 
 
@@ -100,7 +102,7 @@ def _draw_series(
     panel: Axes, cells: Sequence[Record], label: str, number: int, marked: list[tuple[float, float]], *, labelled: bool
 ) -> None:
     """One line; `marked` takes the place at which it ends for want of memory, so that marks do not overlap."""
-    style = _STYLES[number % len(_STYLES)]
+    style = STYLES[number % len(STYLES)]
     ok = sorted((c for c in cells if c["status"] == "ok"), key=lambda c: c["batch"])
     lost = sorted(c["batch"] for c in cells if c["status"] == "oom")
     if lost and not ok:
@@ -135,7 +137,7 @@ def _draw_limit(
     points = [(least, c["batch"] * c["output_tokens"] / least) for c in sorted(cells, key=lambda c: c["batch"])
               if c["status"] == "ok" and (least := least_of(c, subjects, device))]  # fmt: skip
     if points:
-        colour, label = _STYLES[number % len(_STYLES)]["color"], "limit of the device" if number == 0 else None
+        colour, label = STYLES[number % len(STYLES)]["color"], "limit of the device" if number == 0 else None
         panel.plot(*zip(*points, strict=True), ".-", color=colour, linewidth=0.6, markersize=2, alpha=0.7, label=label)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +41,13 @@ class Protocol:
     steady: float = 0.02  # the last three warm-ups agree within this
     sample: bool = False  # draw tokens rather than take the likeliest
     events: bool = False  # time by CUDA events rather than by the host's clock
+
+    def wants_more(self, samples: Sequence[float], spent: float) -> bool:
+        """Whether `samples`, which took `spent` seconds, are to be more: until they are tight or the time is used."""
+        least, most = self.repeats
+        return len(samples) < least or (
+            len(samples) < most and spent < self.seconds and summarise(samples).spread > self.tight
+        )
 
 
 # The published measurement of the figure: 10 and 20 runs, sampled, CUDA events.
@@ -96,6 +103,7 @@ class Generation:
         special |= {eos} if isinstance(eos, int) else set(eos or ())
         shape = (cell.batch, cell.input_tokens)
         self._ids = prompt(model.config.vocab_size, special, shape, seed=0).to(model.device)
+        self.gpus = _gpus_of(model) if cell.device == "cuda" else []
 
     def whole(self) -> float:
         """Seconds of one whole generate."""
@@ -115,7 +123,7 @@ class Generation:
         """Generate once, check the length of every row, and return the seconds it took."""
         clock = _events if self._protocol.events and self._ids.is_cuda else _host
         output, seconds = clock(
-            lambda: self._engine(self._model, self._ids, new_tokens, sample=self._protocol.sample), self._ids.device
+            lambda: self._engine(self._model, self._ids, new_tokens, sample=self._protocol.sample), self.gpus
         )
         expected = (self._ids.shape[0], self._ids.shape[1] + new_tokens)
         if tuple(output.shape) != expected:
@@ -168,36 +176,36 @@ def _measure(model: PreTrainedModel, cell: Cell, protocol: Protocol, canary: Can
     timing = Timing("ok")
     generation = Generation(model, cell, protocol)
     with quiet():
-        with _peak_memory(cell.device, timing):
+        with peak_memory(cell.device, timing):
             timing.warmup_s.append(generation.whole())
         generation.warm_up(timing.warmup_s)
         generation.first()
         before = canary.read() if canary else []
-        spent = energy(cell.device)
+        spent = energy(generation.gpus)
         _repeat(generation, timing, protocol)
         if spent is not None:
             tokens = cell.batch * (cell.output_tokens + 1) * len(timing.latency_s)
-            timing.joules = round(((energy(cell.device) or spent) - spent) / tokens, 6)
+            timing.joules = round(((energy(generation.gpus) or spent) - spent) / tokens, 6)
         after = canary.read() if canary else []
     timing.canary_s = [reading for reading in (before, after) if reading]
     return timing
 
 
-def _host(work: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, float]:
-    _synchronise(device)
+def _host(work: Callable[[], Tensor], gpus: Sequence[int]) -> tuple[Tensor, float]:
+    _synchronise(gpus)
     start = perf_counter()
     output = work()
-    _synchronise(device)
+    _synchronise(gpus)
     return output, perf_counter() - start
 
 
-def _events(work: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, float]:
+def _events(work: Callable[[], Tensor], gpus: Sequence[int]) -> tuple[Tensor, float]:
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    _synchronise(device)
+    _synchronise(gpus)
     start.record()
     output = work()
     end.record()
-    _synchronise(device)
+    _synchronise(gpus)
     return output, start.elapsed_time(end) / 1e3
 
 
@@ -207,26 +215,30 @@ def _steady(seconds: list[float], within: float) -> bool:
 
 def _repeat(generation: Generation, timing: Timing, protocol: Protocol) -> None:
     """Pairs of (first token, whole) until the median is tight or the time is used."""
-    least, most = protocol.repeats
     spent = 0.0
-    while len(timing.latency_s) < least or (
-        len(timing.latency_s) < most
-        and spent < protocol.seconds
-        and summarise(timing.latency_s).spread > protocol.tight
-    ):
+    while protocol.wants_more(timing.latency_s, spent):
         timing.ttft_s.append(generation.first())
         timing.latency_s.append(generation.whole())
         spent += timing.ttft_s[-1] + timing.latency_s[-1]
 
 
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _gpus_of(model: PreTrainedModel) -> list[int]:
+    """Those its weights lie on; the first one where the engine has copied them and sent the model's own away."""
+    return sorted({p.device.index for p in model.parameters() if p.is_cuda}) or [0]
+
+
+def _synchronise(gpus: Sequence[int]) -> None:
+    for gpu in gpus:
+        torch.cuda.synchronize(gpu)
 
 
 def allocated(device: str) -> int:
-    """Bytes that tensors hold on a CUDA device; nothing is known of a CPU."""
-    return torch.cuda.memory_allocated() if device == "cuda" else 0
+    """Bytes that tensors hold on all CUDA devices; nothing is known of a CPU."""
+    return _on_all_gpus(torch.cuda.memory_allocated) if device == "cuda" else 0
+
+
+def _on_all_gpus(figure: Callable[[int], int]) -> int:
+    return sum(figure(gpu) for gpu in range(torch.cuda.device_count()))
 
 
 @contextmanager
@@ -244,12 +256,13 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _peak_memory(device: str, timing: Timing) -> Iterator[None]:
+def peak_memory(device: str, timing: Timing) -> Iterator[None]:
     """Set `timing.peak_bytes` to the high-water mark inside the block."""
     if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
+        for gpu in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(gpu)
         yield
-        timing.peak_bytes = torch.cuda.max_memory_allocated()
+        timing.peak_bytes = _on_all_gpus(torch.cuda.max_memory_allocated)
         return
     # Linux lets a process reset its own mark: see "clear_refs" in proc(5). Elsewhere the figure stays empty.
     clear, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")

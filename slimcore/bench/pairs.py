@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from slimcore.bench.cell import Cell
 from slimcore.bench.gate import PROCESSES, RULES, log_ratios, ratios
 from slimcore.bench.remote import Refused, Remote, start
-from slimcore.bench.statistics import pooled, summarise
+from slimcore.bench.statistics import pooled
 
 if TYPE_CHECKING:
     from slimcore.bench.measure import Protocol
@@ -22,9 +23,9 @@ KINDS = ("against", "subject")  # of the subjects' records: the other version's,
 class Pairs:
     """This version and another one, to be judged against each other: noise that both share falls out."""
 
-    def __init__(self, run: Run, roots: tuple[Path, Path], protocol: Protocol) -> None:
+    def __init__(self, run: Run, roots: tuple[Path, Path], protocol: Protocol, devices: str | None = None) -> None:
         """`roots`: folders of the other version and of this one; the same folder twice for an A/A run."""
-        self._run, self._roots, self._protocol = run, roots, protocol
+        self._run, self._roots, self._protocol, self._devices = run, roots, protocol, devices
         self._processes: tuple[Remote, ...] = ()
         self._round = 0
         self.building: Callable[[], AbstractContextManager[None]] = nullcontext  # around the long work before a cell
@@ -35,14 +36,14 @@ class Pairs:
             self.close()
             self._round = cell.round
         if not self._processes:
-            self._processes = start(self._roots)
+            self._processes = start(self._roots, self._devices)
         with self.building():
             # Ours first: where the other is ourselves too, it takes the plan that was found.
             sides = reversed(list(zip(self._processes, KINDS, strict=True)))
             new, old = [self._open(process, cell, kind, write) for process, kind in sides]
         record: Record = {"ttft_s": [], "warmup_s": [], "canary_s": [], "peak_bytes": None}
         if not old and not new:
-            record |= self._in_turn(self._processes, cell, self._protocol.repeats, self._protocol.seconds)
+            record |= self._in_turn(self._processes, cell, self._protocol)
             old, new = record.pop("refusals")
         return record | {"status": "oom" if new else "ok", "detail": new, "against_status": "oom" if old else "ok"}
 
@@ -50,13 +51,14 @@ class Pairs:
         """Times of `cell` in fresh pairs of processes, one pair after the other, and how far such pairs differ."""
         self.close()  # they hold memory that a fresh pair needs
         count = max(self._protocol.repeats[0], len(record["latency_s"]) // 2)
+        protocol = replace(self._protocol, repeats=(count, count))
         fresh = []
         for _ in range(PROCESSES):
-            processes = start(self._roots)
+            processes = start(self._roots, self._devices)
             try:
                 for process, kind in zip(processes, KINDS, strict=True):
                     process.open(cell.as_dict(), self._known(cell, kind))
-                times = self._in_turn(processes, cell, (count, count), 0.0)
+                times = self._in_turn(processes, cell, protocol)
             finally:
                 for process in processes:
                     process.close()
@@ -92,16 +94,11 @@ class Pairs:
             return ours
         return self._run.against.get(cell.subject) or (ours if self._roots[0] == self._roots[1] else None)
 
-    def _in_turn(self, processes: tuple[Remote, ...], cell: Cell, repeats: tuple[int, int], seconds: float) -> Record:
+    def _in_turn(self, processes: tuple[Remote, ...], cell: Cell, protocol: Protocol) -> Record:
         """One generate each, the order changing from pair to pair, until the ratio is tight or the time is used."""
-        least, most = repeats
         times: tuple[list[float], list[float]] = ([], [])
         refusals = ["", ""]
-        while len(times[1]) < least or (
-            len(times[1]) < most
-            and sum(map(sum, times)) < 2 * seconds
-            and summarise(_ratios(*times)).spread > self._protocol.tight
-        ):
+        while protocol.wants_more(_ratios(*times), sum(map(sum, times)) / 2):
             pair = {}
             for side in (0, 1) if len(times[1]) % 2 == 0 else (1, 0):
                 try:

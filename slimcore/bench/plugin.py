@@ -1,4 +1,4 @@
-"""pytest hooks, options and fixtures of the performance suite: only those.
+"""pytest hooks and fixtures of the performance suite: only those.
 
 A test that takes the fixture `cell` runs once for every cell of the grid.
 """
@@ -6,31 +6,26 @@ A test that takes the fixture `cell` runs once for every cell of the grid.
 from __future__ import annotations
 
 import math
-import shlex
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from slimcore.errors import ResultsError, SlimcoreError
+from slimcore.bench import options
+from slimcore.bench.cell import Cell, Grid, shard
+from slimcore.bench.environment import has_cuda
+from slimcore.errors import SlimcoreError
 
 if TYPE_CHECKING:
-    from slimcore.bench.cell import Cell, Grid
-    from slimcore.bench.forecast import Forecast, Record
-    from slimcore.bench.limit import Device
-    from slimcore.bench.measure import Protocol
-    from slimcore.bench.session import Places, Session
+    from slimcore.bench.session import Session
 
 MARKS = {"cpu": "cpu", "cuda": "gpu"}  # device -> mark
-DEFAULTS = ("cpu", "figure")  # grids, where none is named
-AXES = ("models", "methods", "inputs", "outputs", "batches", "engines")
 
-_GRIDS = pytest.StashKey["list[Grid]"]()
+_GRIDS = pytest.StashKey[list[Grid]]()  # whole, before the options narrow them
 _SESSION = pytest.StashKey["Session"]()  # of a process that measures
 _REFUSED = pytest.StashKey[str]()  # why a worker cannot
 _RUN = pytest.StashKey[Path]()  # the folder of results, on the controller of workers
@@ -42,58 +37,28 @@ _DEADLINE = pytest.StashKey[float]()  # of --perf-budget, on the monotonic clock
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Declare the options, and where the grids are."""
-    axes: tuple[tuple[str, Callable[[str], Any], str], ...] = (
-        ("models", _names, "models to measure: names, folders, hub ids"),
-        ("methods", _names, "methods, as the grid has them (depth-ppl) or with a budget (depth-ppl:0.35)"),
-        ("inputs", _numbers, "numbers of input tokens"),
-        ("outputs", _numbers, "numbers of output tokens"),
-        ("batches", _numbers, "batch sizes"),
-        ("engines", _names, "engines: eager, compiled, vllm"),
-    )
-    group = parser.getgroup("slimcore", "measuring generation")
-    group.addoption("--perf-grid", metavar="NAME", help="grid to measure (default: figure on a GPU, else cpu)")
-    for name, kind, text in axes:
-        group.addoption(f"--perf-{name}", type=kind, metavar="A,B", help=f"{text}; in place of the grid's")
-    group.addoption("--perf-seconds", type=float, default=6.0, help="time for the repeats of a cell (default: 6)")
-    group.addoption("--perf-protocol", choices=("adaptive", "paper"), default="adaptive",
-                    help="paper: the published 10 + 20 runs, sampled, by CUDA events (default: adaptive)")  # fmt: skip
-    group.addoption("--perf-plan", action="store_true", help="print what is to be measured, time and memory")
-    group.addoption("--perf-gpu", metavar="NAME", help="GPU to plan for, as h100 (default: the device that is here)")
-    group.addoption("--perf-budget", type=_duration, metavar="10m", help="measure what fits, the most telling first")
-    group.addoption("--perf-resume", nargs="?", const="latest", metavar="RUN", help="go on with a run, or the latest")
-    group.addoption("--perf-against", metavar="REF", help="measure a git ref, or a folder, in turn with this version")
-    group.addoption("--perf-aa", type=_count, metavar="N", help="measure this version against itself N times")
-    group.addoption("--perf-shard", type=_shard, metavar="K/N", help="measure part K of N; slimcore merge joins them")
-    group.addoption("--perf-detect", type=float, metavar="SHARE", help="slowdown that must be visible (0.05, CPU 0.1)")
-    group.addoption("--perf-strict", action="store_true", help="inconclusive and no baseline fail")
-    group.addoption("--perf-update", nargs="?", const="add", choices=("add", "replace"),
-                    help="accept this run as a night; replace: cells that moved start anew")  # fmt: skip
-    group.addoption("--perf-reason", metavar="TEXT", help="why this run is accepted")
-    group.addoption("--perf-allow", type=_names, default=[], metavar="A,B", help="accept dirty,missing,inconclusive")
-    group.addoption("--perf-pin", action="store_true", help="accept this run as a release, to measure drift against")
-    group.addoption("--perf-reports", type=Path, metavar="DIR", help="where runs are written (default: reports)")
-    group.addoption("--perf-baselines", type=Path, metavar="DIR", help="where baselines lie (default: baselines)")
-    parser.addini("perf_grids", "file of grids", type="string", default="perf/grids.toml")
+    options.declare(parser)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test a cell."""
-    if "cell" in metafunc.fixturenames:
-        cells = [cell for grid in _narrowed(metafunc.config) for cell in grid.cells()]
-        metafunc.parametrize(
-            "cell", [pytest.param(c, id=c.id, marks=getattr(pytest.mark, MARKS[c.device])) for c in cells]
-        )
+    if "cell" not in metafunc.fixturenames:
+        return
+    try:
+        metafunc.config.stash[_GRIDS], narrowed = options.grids(metafunc.config)
+    except SlimcoreError as error:
+        raise pytest.Collector.CollectError(str(error)) from None
+    cells = [cell for grid in narrowed for cell in grid.cells()]
+    metafunc.parametrize("cell", [pytest.param(c, id=c.id, marks=getattr(pytest.mark, MARKS[c.device])) for c in cells])
 
 
 @pytest.hookimpl(trylast=True)  # after -m and -k
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Where the grids of both devices are left, keep that of the device that is here; then this part of it."""
     devices = {cell.device for item in items if (cell := _cell(item))}
-    wanted = devices if len(devices) < 2 else {"cuda" if _cuda() else "cpu"}
+    wanted = devices if len(devices) < 2 else {"cuda" if has_cuda() else "cpu"}
     own = {cell for item in items if (cell := _cell(item)) and cell.device in wanted}
     if config.option.perf_shard and own:
-        from slimcore.bench.cell import shard
-
         ordered = [cell for item in items if (cell := _cell(item)) in own]
         try:
             own = set(shard(ordered, *config.option.perf_shard))
@@ -105,15 +70,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse what cannot go together; give a worker its GPU before anything looks for one."""
-    option = config.option
-    if option.perf_against and option.perf_aa:
-        raise pytest.UsageError("--perf-aa measures this version against itself: leave --perf-against out")
-    if getattr(option, "tx", None) and (option.perf_against or option.perf_aa):
-        raise pytest.UsageError("--perf-against and --perf-aa need the machine for themselves: run without -n")
-    if getattr(option, "tx", None) and option.perf_budget:
-        raise pytest.UsageError("--perf-budget counts the time of one process: run without -n, or narrow the grid")
-    if option.perf_update and not option.perf_reason:
-        raise pytest.UsageError("--perf-update needs --perf-reason TEXT: why these measurements are right")
+    options.refuse_clashes(config.option)
     if hasattr(config, "workerinput"):
         from slimcore.bench.parallel import own_gpu
 
@@ -151,28 +108,21 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
     """Refuse a run that could measure nothing; open the run; conclude it, and fail for what only the whole shows."""
     config = session.config
-    cells = [cell for item in session.items if (cell := _cell(item))] if hasattr(session, "items") else []
     failed = session.testsfailed and not config.option.continue_on_collection_errors
-    if cells and config.option.perf_plan and not failed:
-        config.stash[_LINES] = _plan(config, cells)
-        session.items[:] = []
-    elif cells and not config.option.collectonly and not failed:
+    if not failed and not config.option.collectonly and (cells := _cells(session)):
         try:
-            config.stash[_SESSION] = _open(config, session.items, cells)
+            _begin(session, cells)
         except SlimcoreError as error:
             if not hasattr(config, "workerinput"):
                 raise pytest.UsageError(str(error)) from None
             config.stash[_REFUSED] = str(error)  # the fixture `bench` says it, cell by cell
-        else:
-            if config.option.perf_budget:
-                _keep_to_budget(session)
     try:
         return (yield)
     finally:
         if _SESSION in config.stash:
             config.stash[_SESSION].close()
         if not hasattr(config, "workerinput"):
-            _conclude(session)
+            _end(session)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -240,38 +190,40 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             terminalreporter.write_line(line)
 
 
-def _plan(config: pytest.Config, cells: Sequence[Cell]) -> list[str]:
-    """What is to be measured, cell by cell, and in all."""
-    from slimcore.bench import forecast
+def _begin(session: pytest.Session, cells: Sequence[Cell]) -> None:
+    """Open the run of `cells`, or only plan it. Raises SlimcoreError."""
+    from slimcore.bench import planning, whole_run
 
-    return forecast.described(*_forecast(config, cells))
-
-
-def _forecast(
-    config: pytest.Config, cells: Sequence[Cell]
-) -> tuple[list[Forecast], dict[tuple[str, str], Record], Device]:
-    """Each cell before it is measured, the subjects, and the device that is planned for."""
-    from slimcore.bench import forecast
-
-    device = _device(config, cells[0].device)
-    subjects = forecast.costs(cells)
-    return forecast.forecast(cells, subjects, device, _protocol(config)), subjects, device
-
-
-def _keep_to_budget(session: pytest.Session) -> None:
-    """Leave the items of cells that are done, and of those that fit into the time."""
-    from slimcore.bench import forecast
-
-    config, done = session.config, session.config.stash[_SESSION].run.done
-    cells = [cell for item in session.items if (cell := _cell(item)) and cell.id not in done]
-    waiting = set(cells)
-    config.stash[_DEADLINE] = time.monotonic() + config.option.perf_budget
-    if not cells:
+    config = session.config
+    if config.option.perf_plan:
+        config.stash[_LINES] = planning.described(config.option, cells)
+        session.items[:] = []
         return
-    found, subjects, _ = _forecast(config, cells)
-    chosen = forecast.within(found, subjects, config.option.perf_budget)
-    _leave_out(config, session.items, lambda cell: cell in waiting and cell not in chosen)
-    session.testscollected = len(session.items)
+    tests = {cell.id: item.nodeid for item in session.items if (cell := _cell(item))}
+    run = config.stash[_SESSION] = whole_run.opened(config, config.stash[_GRIDS], cells, tests)
+    if not config.option.perf_budget:
+        return
+    config.stash[_DEADLINE] = time.monotonic() + config.option.perf_budget
+    if waiting := [cell for cell in cells if cell.id not in run.run.done]:
+        late = set(waiting) - planning.within_budget(config.option, waiting)
+        _leave_out(config, session.items, lambda cell: cell in late)
+        session.testscollected = len(session.items)
+
+
+def _end(session: pytest.Session) -> None:
+    """Conclude the run, where there is one."""
+    config = session.config
+    measuring = config.stash.get(_SESSION, None)
+    folder = measuring.run.folder if measuring else config.stash.get(_RUN, None)
+    if folder is None:
+        return
+    from slimcore.bench import whole_run
+
+    conclusion = whole_run.concluded(config, folder, measuring)
+    config.stash[_LINES] = conclusion.lines
+    session.testscollected += len(conclusion.failures)
+    for report in whole_run.failed_tests(conclusion.failures):
+        config.hook.pytest_runtest_logreport(report=report)
 
 
 def _leave_out(config: pytest.Config, items: list[pytest.Item], unwanted: Callable[[Cell], bool]) -> None:
@@ -286,119 +238,9 @@ def _leave_out(config: pytest.Config, items: list[pytest.Item], unwanted: Callab
         items[:] = kept
 
 
-def _device(config: pytest.Config, kind: str) -> Device:
-    """The device to plan for: a named one, or that at hand; an H100 for a GPU grid where there is none."""
-    from slimcore.bench.limit import gpu_named
-
-    named = config.option.perf_gpu
-    if named or (kind == "cuda" and not _cuda()):
-        try:
-            return gpu_named(named or "h100")
-        except SlimcoreError as error:
-            raise pytest.UsageError(str(error)) from None
-    from slimcore.bench.canary import at_hand
-
-    return at_hand(kind)
-
-
-def _protocol(config: pytest.Config) -> Protocol:
-    from slimcore.bench.measure import PAPER, Protocol
-
-    return PAPER if config.option.perf_protocol == "paper" else Protocol(seconds=config.option.perf_seconds)
-
-
-def _open(config: pytest.Config, items: Sequence[pytest.Item], cells: Sequence[Cell]) -> Session:
-    from slimcore.bench.session import Options, Session
-
-    option, worker = config.option, getattr(config, "workerinput", {})
-    grid = next(grid for grid in config.stash[_GRIDS] if grid.device == cells[0].device)
-    workers = worker.get("workercount", 1)
-    if cells[0].device == "cuda" and not _cuda():
-        why = f": -n {workers} needs as many" if worker else ""
-        raise ResultsError(f"0 of {len(cells)} cells measured: no CUDA device{why}")
-    if worker and cells[0].device == "cpu":
-        from slimcore.bench.parallel import own_cores
-
-        own_cores(worker["slimcore_slot"], workers)
-    options = Options(
-        resume=option.perf_resume,
-        against=option.perf_against,
-        aa=option.perf_aa,
-        detect=option.perf_detect,
-        strict=option.perf_strict,
-        shard="/".join(map(str, option.perf_shard)) if option.perf_shard else None,
-        again={cell.id: _again(config, item) for item in items if (cell := _cell(item))},
-        name=f"{grid.name}-{worker['slimcore_stamp']}" if worker else None,
-        worker=worker.get("workerid", ""),
-        workers=workers,
-    )
-    return Session(grid, cells, _places(config), _protocol(config), options)
-
-
-def _conclude(session: pytest.Session) -> None:
-    """Judge the whole run, write the report, accept it where that was asked; what fails is a failed test."""
-    config = session.config
-    option, measuring = config.option, config.stash.get(_SESSION, None)
-    folder = measuring.run.folder if measuring else config.stash.get(_RUN, None)
-    if folder is None:
-        return
-    from slimcore.bench import results
-    from slimcore.bench.conclusion import Update, conclude, find
-    from slimcore.bench.judging import judge_of
-
-    run = results.read(folder)
-    update = None
-    if option.perf_update:
-        update = Update(option.perf_reason, option.perf_update == "replace", option.perf_allow, option.perf_pin)
-    judge = measuring.judge if measuring else judge_of(run, _places(config).baselines)
-    conclusion = conclude(find(run, judge), update=update, resumed=measuring.resumed if measuring else 0)
-    config.stash[_LINES] = conclusion.lines
-    session.testscollected += len(conclusion.failures)
-    for check in conclusion.failures:
-        for when, outcome, words in (("call", "failed", check.message), ("teardown", "passed", None)):
-            config.hook.pytest_runtest_logreport(
-                report=pytest.TestReport(
-                    nodeid=f"whole run::{check.name}",
-                    location=("whole run", None, check.name),
-                    keywords={},
-                    outcome=outcome,  # type: ignore[arg-type]
-                    longrepr=words,
-                    when=when,  # type: ignore[arg-type]
-                )
-            )
-
-
-def _places(config: pytest.Config) -> Places:
-    from slimcore.bench.session import Places
-
-    option, root = config.option, config.rootpath
-    return Places(root, option.perf_reports or root / "reports", option.perf_baselines or root / "baselines")
-
-
-def _again(config: pytest.Config, item: pytest.Item) -> str:
-    """The command that measures one cell again."""
-    option = config.option
-    options = [f"--perf-grid={option.perf_grid}"] if option.perf_grid else []
-    options += [f"--perf-protocol={option.perf_protocol}"] if option.perf_protocol != "adaptive" else []
-    given = {axis: values for axis in AXES if (values := getattr(option, f"perf_{axis}"))}
-    options += [f"--perf-{axis}={','.join(map(str, values))}" for axis, values in given.items()]
-    return shlex.join(["pytest", item.nodeid, *options])
-
-
-def _narrowed(config: pytest.Config) -> list[Grid]:
-    """The grids to take cells from, narrowed by the options; the whole ones are kept on the config."""
-    from slimcore.bench.cell import grid_named, load_grids
-
-    named = config.option.perf_grid
-    axes = {axis: getattr(config.option, f"perf_{axis}") for axis in AXES}
-    try:
-        grids = load_grids(config.rootpath / config.getini("perf_grids"))
-        chosen = [grid_named(grids, named)] if named else [grids[name] for name in DEFAULTS if name in grids]
-        config.stash[_GRIDS] = chosen
-        rounds, protocol = config.option.perf_aa or 1, config.option.perf_protocol
-        return [replace(grid.narrow(**axes), rounds=rounds, protocol=protocol) for grid in chosen]
-    except SlimcoreError as error:
-        raise pytest.Collector.CollectError(str(error)) from None
+def _cells(session: pytest.Session) -> list[Cell]:
+    """Those of the collected tests; the controller of workers has none."""
+    return [cell for item in getattr(session, "items", []) if (cell := _cell(item))]
 
 
 def _cell(item: pytest.Item) -> Cell | None:
@@ -419,46 +261,3 @@ def _progress_shown(config: pytest.Config) -> Iterator[None]:
         if terminal:
             sys.stderr.write("\n")
         yield
-
-
-def _cuda() -> bool:
-    # Without a driver there is no need to import torch, which takes seconds.
-    if sys.platform == "linux" and not any(Path(f"/dev/{name}").exists() for name in ("nvidiactl", "dxg", "kfd")):
-        return False
-    import torch
-
-    return torch.cuda.is_available()
-
-
-def _names(text: str) -> list[str]:
-    items = [item.strip() for item in text.split(",") if item.strip()]
-    if not items:
-        raise ValueError
-    return items
-
-
-def _numbers(text: str) -> list[int]:
-    numbers = [int(item) for item in _names(text)]
-    if min(numbers) < 1:
-        raise ValueError
-    return numbers
-
-
-def _count(text: str) -> int:
-    (number,) = _numbers(text)
-    return number
-
-
-def _duration(text: str) -> float:
-    """Seconds of 90, 90s, 10m or 1.5h."""
-    seconds = float(text.rstrip("smh")) * {"m": 60, "h": 3600}.get(text[-1], 1)
-    if not 0 < seconds < math.inf:
-        raise ValueError
-    return seconds
-
-
-def _shard(text: str) -> tuple[int, int]:
-    number, count = (int(part) for part in text.split("/"))
-    if not 1 <= number <= count:
-        raise ValueError
-    return number, count

@@ -27,18 +27,19 @@ class Refused(Exception):  # noqa: N818 - not an error of ours
 class Remote:
     """One process of `slimcore.bench.serve`, running the slimcore below `root`.
 
-    Where `root` has a virtual environment `.venv`, and is not where we run ourselves, its Python is used.
+    Where `root` has a virtual environment `.venv`, and is not where we run ourselves, its Python is used. `devices`:
+    `auto` spreads its models over the GPUs.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, devices: str | None = None) -> None:
         """Start it; `greet` waits until it serves."""
-        self._root = root
+        self._root, self._devices = root, devices
         own = root / ".venv" / "bin" / "python"
         python = str(own) if own.exists() and root.resolve() != HERE else sys.executable
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
         self._process = subprocess.Popen(  # noqa: S603 - our own module
             # -P: the folder we are in, where paths of models begin, holds perhaps another slimcore.
-            [python, "-P", "-m", "slimcore.bench.serve"],
+            [python, "-P", "-m", "slimcore.bench.serve", *([devices] if devices else [])],
             env=os.environ | {"PYTHONPATH": os.pathsep.join([str(root), *_inherited()])},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -51,6 +52,8 @@ class Remote:
         hello = self._read()
         if hello.get("serving") != VERSION or Path(hello["from"]) != self._root.resolve():
             raise ResultsError(f"{self._root} answered {hello}: it does not hold the slimcore that was to be measured")
+        if hello.get("devices") != self._devices:
+            raise ResultsError(f"the slimcore of {self._root} cannot spread a model: leave --perf-devices out")
         return self
 
     def open(self, cell: dict[str, Any], known: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -121,9 +124,9 @@ class Remote:
         return ResultsError("\n".join([f"a measuring process ended with exit code {code}:", *tail]))
 
 
-def start(roots: Sequence[Path]) -> tuple[Remote, ...]:
+def start(roots: Sequence[Path], devices: str | None = None) -> tuple[Remote, ...]:
     """Processes that serve, one a root, started side by side. Raises ResultsError where one cannot."""
-    processes = tuple(map(Remote, roots))
+    processes = tuple(Remote(root, devices) for root in roots)
     try:
         return tuple(process.greet() for process in processes)
     except ResultsError:

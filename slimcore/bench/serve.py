@@ -1,4 +1,4 @@
-"""A process that measures on request: `python -m slimcore.bench.serve`, one JSON line in, one out.
+"""A process that measures on request: `python -m slimcore.bench.serve [DEVICES]`, one JSON line in, one out.
 
 It measures the slimcore it was started with, which may be another version than the one that asks.
 Requests: `open` (a cell: build its subject, warm up), `time` (one whole generate), `canary` (one reading), `measure` (a
@@ -25,12 +25,12 @@ VERSION = 1  # of the requests and answers
 class Server:
     """What is open, and what can be asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, devices: str | None = None) -> None:
         from slimcore.bench.canary import Canary
         from slimcore.bench.subject import Subjects
 
         self._canaries: dict[str, Canary] = {}
-        self._subjects = Subjects()
+        self._subjects = Subjects(devices=devices)
         self._generation: Any = None
         self._device = "cpu"
 
@@ -119,8 +119,9 @@ def main() -> None:
         out.write(json.dumps(answer) + "\n")
         out.flush()
 
-    server = Server()
-    say({"serving": VERSION, "from": str(Path(slimcore.__file__).resolve().parent.parent)})
+    devices = sys.argv[1] if len(sys.argv) > 1 else None
+    server = Server(devices)
+    say({"serving": VERSION, "from": str(Path(slimcore.__file__).resolve().parent.parent), "devices": devices})
     for line in sys.stdin:
         say(server.answer(json.loads(line)))
 

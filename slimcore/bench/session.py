@@ -10,6 +10,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+import psutil
+
 from slimcore.bench import baseline, results
 from slimcore.bench.alone import Alone
 from slimcore.bench.cell import Cell, Grid
@@ -40,6 +42,7 @@ class Options:
     resume: str | None = None  # a run's name, or `latest`
     against: str | None = None  # a git ref or a folder
     aa: int | None = None  # this version against itself, so many times
+    devices: str | None = None  # `auto`: a model is spread over the GPUs
     detect: float | None = None
     strict: bool = False
     shard: str | None = None  # k/n
@@ -59,7 +62,7 @@ class Session:
         from slimcore.bench import environment
 
         options = options or Options()
-        machine = environment.machine_key(grid.device, options.workers)
+        machine = environment.machine_key(grid.device, options.workers, options.devices)
         accepted = baseline.read(places.baselines, machine, grid.name, grid.device)
         self._unpacked: TemporaryDirectory[str] | None = None
         against, name = HERE, "itself" if options.aa else None
@@ -82,6 +85,7 @@ class Session:
             "shard": options.shard,
             "against": name,
             "aa": options.aa,
+            "devices": options.devices,
             "detect": options.detect,
             "strict": options.strict,
             "software": environment.software(places.root, grid.device),
@@ -91,10 +95,13 @@ class Session:
         self._check_same(start)
         self.judge = Judge(accepted, start, again=options.again)
         self.ways = (
-            Alone(self.run, protocol, grid.device) if name is None else Pairs(self.run, (against, HERE), protocol)
+            Alone(self.run, protocol, grid.device, options.devices)
+            if name is None
+            else Pairs(self.run, (against, HERE), protocol, options.devices)
         )
         self._done = dict(self.run.done)
         self.measured = 0  # records, by this start of the run
+        self._since = psutil.Process().create_time()  # what the next record has taken began then
         self.resumed = sum(cell.id in self._done for cell in cells)
         self._write(start)
 
@@ -154,7 +161,10 @@ class Session:
         return None
 
     def _keep(self, cell: Cell, figures: Record) -> Record:
-        record = {"kind": "cell"} | cell.as_dict() | figures | {"ended": round(time.time(), 3)}
+        now = time.time()
+        spent = round(figures.get("spent_s", 0.0) + now - self._since, 3)
+        self._since = now
+        record = {"kind": "cell"} | cell.as_dict() | figures | {"ended": round(now, 3), "spent_s": spent}
         self._done[cell.id] = record
         self.measured += 1
         self._write(record)
@@ -168,10 +178,10 @@ class Session:
         if not self.run.starts:
             return
         before = self.run.start
-        for what in ("grid", "machine", "against"):
-            if before[what] != start[what]:
+        for what in ("grid", "machine", "against", "devices"):
+            if before.get(what) != start[what]:
                 raise ResultsError(
-                    f"{self.run.folder} was measured with {what} {before[what]!r}, this is {start[what]!r}:"
+                    f"{self.run.folder} was measured with {what} {before.get(what)!r}, this is {start[what]!r}:"
                     " start a new run, without --perf-resume"
                 )
 

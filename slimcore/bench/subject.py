@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from slimcore.bench.cell import DENSE, DTYPES, Cell, Cut, parse_method
 from slimcore.bench.operators import operator_calls
 from slimcore.calibration import Tokens, calibration_tokens, heldout_tokens
@@ -41,8 +43,10 @@ class Subjects:
     Cells come ordered by subject, `dense` first, so that a model is loaded once for dense and the method after it.
     """
 
-    def __init__(self, known: dict[tuple[str, str], dict[str, Any]] | None = None) -> None:
+    def __init__(self, known: dict[tuple[str, str], dict[str, Any]] | None = None, devices: str | None = None) -> None:
+        """`devices`: `auto` spreads a model over the GPUs."""
         self.loads = 0
+        self._devices = devices
         self._known = known or {}  # records of an earlier run: plans and perplexities are not computed again
         self._key: tuple[str, str, str, str] | None = None
         self._subject: Subject | None = None
@@ -78,7 +82,9 @@ class Subjects:
             return self._subject.model
         self.drop()
         self.loads += 1
-        model, self._tokenizer = load(cell.model, dtype=DTYPES[cell.dtype], device=cell.device)
+        model, self._tokenizer = load(cell.model, dtype=DTYPES[cell.dtype], device=self._devices or cell.device)
+        if not all(p.device.type == cell.device for p in model.parameters()):
+            raise torch.OutOfMemoryError("the GPUs together have too little memory: some layers are on the host")
         return model
 
     def _prepare(self, model: PreTrainedModel, cell: Cell) -> dict[str, Any]:

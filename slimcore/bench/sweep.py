@@ -1,0 +1,203 @@
+"""Perplexity over methods and ratios: each method scores once, is cut at every ratio, healed or not, and measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from slimcore.bench import pareto
+from slimcore.bench.cell import DENSE, Cut, parse_method
+from slimcore.bench.measure import Timing, peak_memory
+from slimcore.bench.table import tabulated
+from slimcore.calibration import Tokens, calibration_tokens, heldout_tokens
+from slimcore.errors import CheckpointError, ResultsError
+from slimcore.files import write_text
+from slimcore.healing import heal_
+from slimcore.methods import score
+from slimcore.models import load
+from slimcore.progress import progress
+from slimcore.quality import perplexity
+from slimcore.selection import select
+from slimcore.surgery import prune_
+from slimcore.units import human
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from slimcore.scores import Scores
+
+Record = dict[str, Any]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a sweep is of: with others, it is another sweep."""
+
+    model: str
+    methods: tuple[str, ...]  # dense, NAME, NAME+heal
+    ratios: tuple[float, ...]
+    texts: tuple[str, ...] = ()  # to calibrate on; empty: the built-in one
+    heldout: tuple[str, ...] = ("python-topics",)
+    windows: tuple[int, int] | None = None  # of scoring; None: each method's own
+    heal_samples: int = 400
+    limit: int = 8192  # held-out tokens of each text
+    seed: int = 0
+    dtype: str | None = None
+    device: str = "cpu"
+
+
+def sweep(settings: Settings, folder: Path) -> Path:
+    """Fill in what `folder` lacks of the sweep, a row at a time; write table and figure; return the table's path.
+
+    Raises ResultsError where the folder holds another sweep.
+    """
+    cuts = [(method, parse_method(method if method == DENSE else f"{method}:{ratio:g}"), ratio)
+            for method in settings.methods for ratio in (settings.ratios if method != DENSE else (0.0,))]  # fmt: skip
+    path = folder / "sweep.json"
+    rows = _known(path, settings)
+    done = {(row["method"], row["ratio"]) for row in rows}
+    work = _Work(settings)
+    for method, cut, ratio in progress([c for c in cuts if (c[0], c[2]) not in done], "sweep"):
+        rows.append({"method": method, "ratio": ratio} | work.row(cut))
+        _write(path, settings, rows)
+    rows.sort(key=lambda row: [(m, r) for m, _, r in cuts].index((row["method"], row["ratio"])))
+    _write(path, settings, rows)
+    pareto.draw(_panels(rows), "share of block parameters removed", folder / "quality.png")
+    report = folder / "sweep.md"
+    write_text(report, described(settings, rows) + "\n\n![Perplexity against size](quality.png)\n")
+    return report
+
+
+def described(settings: Settings, rows: Sequence[Record]) -> str:
+    """The sweep as a Markdown table, and under what conditions it was made."""
+    table = [
+        {
+            "method": row["method"],
+            "ratio": f"{row['achieved']:.1%}" if row["ratio"] else "",
+            "parameters": f"{row['parameters']:,}",
+            **{text: f"{value:.2f}" if value < 1e3 else f"{value:.1e}" for text, value in row["perplexity"].items()},
+            "scored in": _cost(row["score"]),
+            "healed in": _cost(row["heal"]),
+        }
+        for row in rows
+    ]
+    windows = "{} windows of {} tokens".format(*settings.windows) if settings.windows else "each method's own windows"
+    note = (
+        f"{settings.model}. Perplexity on {settings.limit:,} held-out tokens of each text, windows of 128, no BOS."
+        f" Scored on {windows}, healed on {settings.heal_samples} of 128, of"
+        f" {', '.join(settings.texts) or 'the built-in text'}; seconds, and the process's peak memory, the model's own"
+        " included."
+    )
+    return f"{tabulated(table)}\n\n{note}"
+
+
+class _Work:
+    """Holds the scores of one method at a time."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._scores: tuple[str, Scores, Record] | None = None
+
+    def row(self, cut: Cut | None) -> Record:
+        """One cut, from loading the model to its perplexities."""
+        model, tokenizer = self._load()
+        scored: Record | None = None
+        healed: Record | None = None
+        achieved = 0.0
+        if cut is not None:
+            scores, scored = self._score(model, tokenizer, cut)
+            plan = select(scores, **cut.budget.as_dict())  # type: ignore[arg-type]
+            achieved = plan.ratio
+            if cut.heal:
+                tokens = self._tokens(tokenizer, self._settings.heal_samples, 128)
+                _, healed = self._measured(lambda: heal_(model, plan, tokens))
+            else:
+                prune_(model, plan)
+        found = {}
+        for text in self._settings.heldout:
+            tokens = heldout_tokens(tokenizer, limit=self._settings.limit, source=text)
+            found[tokens.text] = perplexity(model, tokens).value
+        return {
+            "achieved": achieved,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "perplexity": found,
+            "score": scored,
+            "heal": healed,
+        }
+
+    def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        settings = self._settings
+        model, tokenizer = load(settings.model, dtype=settings.dtype, device=settings.device)
+        if tokenizer is None:
+            raise CheckpointError(
+                f"{settings.model} has no tokenizer, and a sweep measures on text: give another model"
+            )
+        return model, tokenizer
+
+    def _score(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cut: Cut) -> tuple[Scores, Record]:
+        """The scores of the cut's method, taken once; seconds and peak memory of that."""
+        name = cut.method.name
+        if self._scores is None or self._scores[0] != name:
+            windows = self._settings.windows if cut.method.windows and self._settings.windows else cut.method.windows
+            tokens = None if windows is None else self._tokens(tokenizer, *windows)
+            self._scores = (name, *self._measured(lambda: score(model, tokens, method=name)))
+        return self._scores[1:]
+
+    def _tokens(self, tokenizer: PreTrainedTokenizerBase, samples: int, length: int) -> Tokens:
+        texts = list(self._settings.texts) or None
+        return calibration_tokens(tokenizer, samples=samples, length=length, seed=self._settings.seed, source=texts)
+
+    def _measured(self, work: Callable[[], T]) -> tuple[T, Record]:
+        device, timing = self._settings.device.partition(":")[0], Timing("ok")
+        start = perf_counter()
+        with peak_memory(device, timing):
+            result = work()
+        return result, {"seconds": round(perf_counter() - start, 3), "peak_bytes": timing.peak_bytes}
+
+
+def _known(path: Path, settings: Settings) -> list[Record]:
+    """Rows that are there already."""
+    if not path.exists():
+        return []
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        theirs, rows = data["settings"], list(data["rows"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ResultsError(f"{path} is not a sweep ({error}): choose another folder") from None
+    mine = json.loads(json.dumps(asdict(settings)))
+    differs = [name for name in mine if name not in ("methods", "ratios") and mine[name] != theirs.get(name)]
+    if differs:
+        name = differs[0]
+        raise ResultsError(
+            f"{path} is a sweep with {name} {theirs.get(name)!r}, this has {mine[name]!r}: choose another folder"
+        )
+    wanted = {(m, r) for m in settings.methods for r in (*settings.ratios, 0.0)}
+    return [row for row in rows if (row["method"], row["ratio"]) in wanted]
+
+
+def _write(path: Path, settings: Settings, rows: Sequence[Record]) -> None:
+    write_text(path, json.dumps({"settings": asdict(settings), "rows": list(rows)}, indent=1) + "\n")
+
+
+def _panels(rows: Sequence[Record]) -> dict[str, list[pareto.Point]]:
+    """One panel a held-out text."""
+    return {
+        text: [
+            pareto.point_of(row["method"] if row["method"] == DENSE else f"{row['method']}:{row['ratio']:g}",
+                            row["achieved"], row["perplexity"][text])
+            for row in rows
+        ]
+        for text in rows[0]["perplexity"]
+    }  # fmt: skip
+
+
+def _cost(cost: Record | None) -> str:
+    if cost is None:
+        return ""
+    peak = cost["peak_bytes"]
+    return f"{cost['seconds']:.3g} s" + (f", {human(peak, 'B')}" if peak else "")

@@ -1,0 +1,115 @@
+"""A sweep, its figure, and the picture of perplexity against speed."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.image import imread
+
+import slimcore
+from slimcore.bench import pareto, report
+from slimcore.bench.cell import Cell
+from slimcore.bench.subject import Subjects
+from slimcore.bench.sweep import _Work
+from tests.helpers import tiny
+from tests.made_up import found, make_run
+
+
+@pytest.fixture
+def model(tmp_path, tokenizer):
+    """A saved model of ten layers."""
+    return slimcore.save(tiny(layers=10), tmp_path / "model", tokenizer=tokenizer)
+
+
+def test_a_sweep_scores_once_and_goes_on(run, model, prose, tmp_path, monkeypatch):
+    """A row a cut, as prune and eval would give it; what is there is not done again; another sweep is refused."""
+    scored, plain = [], _Work._measured
+
+    def counted(self, work):
+        scored.append(1)
+        return plain(self, work)
+
+    monkeypatch.setattr(_Work, "_measured", counted)
+    asked = ("sweep", model, "--out", tmp_path / "out", "--text", prose, "--samples", 4, "--length", 32,
+             "--heal-samples", 4, "--limit", 512, "--heldout", "python-topics", "--heldout", prose)  # fmt: skip
+    code, out, err = run(*asked, "--methods", "dense,depth-ppl,depth-ppl+heal", "--ratios", "0.1,0.2")
+    assert (code, err) == (0, "")
+    rows = json.loads((tmp_path / "out" / "sweep.json").read_text())["rows"]
+    assert [(row["method"], row["ratio"]) for row in rows] == [
+        ("dense", 0.0), ("depth-ppl", 0.1), ("depth-ppl", 0.2), ("depth-ppl+heal", 0.1), ("depth-ppl+heal", 0.2)
+    ]  # fmt: skip
+    assert len(scored) == 3  # depth-ppl, and two refits
+    assert [row["parameters"] for row in rows[1:3]] == [row["parameters"] for row in rows[3:]]
+    assert out.count("\n| depth-ppl") == 4
+    assert f"report: {tmp_path / 'out' / 'sweep.md'}" in out
+    assert imread(tmp_path / "out" / "quality.png").std() > 0.05
+
+    network, tokenizer = slimcore.load(model)
+    tokens = slimcore.calibration_tokens(tokenizer, samples=4, length=32, source=prose)
+    plan = slimcore.select(slimcore.score(network, tokens, method="depth-ppl"), ratio=0.2)
+    windows = slimcore.calibration_tokens(tokenizer, samples=4, length=128, source=prose)
+    slimcore.heal_(network, plan, windows)
+    held = slimcore.heldout_tokens(tokenizer, limit=512, source=prose)
+    assert rows[-1]["perplexity"]["prose.txt"] == pytest.approx(slimcore.perplexity(network, held).value)
+    assert rows[-1]["achieved"] == plan.ratio
+
+    scored.clear()
+    assert run(*asked, "--methods", "dense,depth-ppl,depth-magnitude", "--ratios", "0.1,0.2")[0] == 0
+    assert len(scored) == 1  # depth-magnitude
+    code, _, err = run(*asked, "--limit", 256)
+    assert code == 2
+    assert "is a sweep with limit 512, this has 256: choose another folder" in err
+    assert run(*asked[:3], tmp_path / "x", "--samples", 4)[2].startswith("error: --samples and --length go together")
+    assert "are not numbers separated by commas" in run(*asked[:3], tmp_path / "x", "--ratios", "a")[2]
+
+
+@given(st.lists(st.tuples(st.floats(0.5, 3), st.floats(10, 1e4)), min_size=1))
+def test_nothing_beats_the_front(figures):
+    """No point is better than one of the front in both; each of the others is beaten by one of it."""
+    points = [pareto.Point("a", False, *figure) for figure in figures]
+    best = pareto.front(points)
+
+    def beats(a, b):
+        return a.gain >= b.gain and a.perplexity <= b.perplexity and (a.gain, a.perplexity) != (b.gain, b.perplexity)
+
+    assert not any(beats(p, b) for p in points for b in best)
+    assert all(p in best or any(beats(b, p) or b == p for b in best) for p in points)
+
+
+def test_the_report_draws_perplexity_against_speed(tmp_path):
+    """Where three subjects have a perplexity: speed-up at the smallest and the largest M of all."""
+    made = make_run(tmp_path / "run", (1, 8), factor=0.5)
+    for cell in [c for c in made.cells.values() if c["method"] != "dense"]:
+        healed = cell | {"method": "depth-ppl+heal:9L", "id": cell["id"].replace("depth-ppl", "depth-ppl+heal")}
+        made.add(healed | {"latency_s": [s / 2 for s in healed["latency_s"]]})
+    assert pareto.speeds(made.cells.values(), made.subjects) == {}
+    own = dict(made.subjects)
+    for method, value in (("dense", 5.0), ("depth-ppl:9L", 20.0), ("depth-ppl+heal:9L", 9.0)):
+        subject = own.get(("llama-7b", method)) or own["llama-7b", "depth-ppl:9L"] | {"method": method}
+        tokens = {"text": "t", "bos": False, "windows": [1, 128]}
+        made.add(subject | {"perplexity": {"value": value, "predictions": 127, "tokens": tokens}})
+    panels = pareto.speeds(made.cells.values(), made.subjects)
+    assert list(panels) == ["llama-7b, M1", "llama-7b, M8"]
+    assert [(p.method, p.healed, round(p.gain, 3), p.perplexity) for p in panels["llama-7b, M8"]] == [
+        ("Dense", False, 1.0, 5.0), ("Ours", False, 2.0, 20.0), ("Ours", True, 4.0, 9.0)
+    ]  # fmt: skip
+    made.start["cells"] = made.start["grid_cells"] = list(made.cells)
+    text = report.write(found(made, tmp_path)).read_text()
+    assert f"![Perplexity against speed]({pareto.FIGURE})" in text
+    assert imread(made.folder / pareto.FIGURE).std() > 0.05
+
+
+def test_a_healed_cell_is_healed_once(model, monkeypatch):
+    """Plan and perplexity are recorded; where they are known already, only the shape is cut: that decides on speed."""
+    healed = Cell(str(model), "depth-magnitude+heal:2L", 12, 2, 1, "eager", "fp32", "cpu")
+    subjects = Subjects()
+    record = subjects.get(healed).record
+    assert record["label"] == "Magnitude+, healed"
+    assert list(record["plan"]["provenance"]["healed"]["error_left"].values()) < [1.0]
+    unhealed = Subjects().get(Cell(str(model), "depth-magnitude:2L", 12, 2, 1, "eager", "fp32", "cpu")).record
+    assert unhealed["footprint"] == record["footprint"]
+    assert unhealed["perplexity"]["value"] != record["perplexity"]["value"]
+    monkeypatch.setattr("slimcore.bench.subject.heal_", None)
+    again = Subjects({(str(model), healed.method): record}).get(healed).record
+    assert again | {"seconds": 0} == record | {"seconds": 0}
