@@ -57,6 +57,13 @@ def test_a_sweep_scores_once_and_goes_on(run, model, prose, tmp_path, monkeypatc
     scored.clear()
     assert run(*asked, "--methods", "dense,depth-ppl,depth-magnitude", "--ratios", "0.1,0.2")[0] == 0
     assert len(scored) == 1  # depth-magnitude
+    rows = json.loads((tmp_path / "out" / "sweep.json").read_text())["rows"]
+    assert [row["method"] for row in rows] == [
+        "dense",
+        *["depth-ppl"] * 2,
+        *["depth-magnitude"] * 2,
+        *["depth-ppl+heal"] * 2,
+    ]
     code, _, err = run(*asked, "--limit", 256)
     assert code == 2
     assert "is a sweep with limit 512, this has 256: choose another folder" in err

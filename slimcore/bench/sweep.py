@@ -52,7 +52,7 @@ class Settings:
 
 
 def sweep(settings: Settings, folder: Path) -> Path:
-    """Fill in what `folder` lacks of the sweep, a row at a time; write table and figure; return the table's path.
+    """Add what `folder` lacks of the sweep, a row at a time; write table and figure of all; return the table's path.
 
     Raises ResultsError where the folder holds another sweep.
     """
@@ -65,7 +65,8 @@ def sweep(settings: Settings, folder: Path) -> Path:
     for method, cut, ratio in progress([c for c in cuts if (c[0], c[2]) not in done], "sweep"):
         rows.append({"method": method, "ratio": ratio} | work.row(cut))
         _write(path, settings, rows)
-    rows.sort(key=lambda row: [(m, r) for m, _, r in cuts].index((row["method"], row["ratio"])))
+    order = list(dict.fromkeys([*settings.methods, *(row["method"] for row in rows)]))
+    rows.sort(key=lambda row: (order.index(row["method"]), row["ratio"]))
     _write(path, settings, rows)
     pareto.draw(_panels(rows), "share of block parameters removed", folder / "quality.png")
     report = folder / "sweep.md"
@@ -161,7 +162,7 @@ class _Work:
 
 
 def _known(path: Path, settings: Settings) -> list[Record]:
-    """Rows that are there already."""
+    """Rows that are there already, of these methods and ratios or others."""
     if not path.exists():
         return []
     try:
@@ -176,8 +177,7 @@ def _known(path: Path, settings: Settings) -> list[Record]:
         raise ResultsError(
             f"{path} is a sweep with {name} {theirs.get(name)!r}, this has {mine[name]!r}: choose another folder"
         )
-    wanted = {(m, r) for m in settings.methods for r in (*settings.ratios, 0.0)}
-    return [row for row in rows if (row["method"], row["ratio"]) in wanted]
+    return rows
 
 
 def _write(path: Path, settings: Settings, rows: Sequence[Record]) -> None:
