@@ -6,9 +6,9 @@ the gap:
 
     D = argmin  sum over tokens of |d - h - D x|^2 / |d|^2  +  ridge |D|^2,    W <- W + D
 
-An error counts in proportion to the state it is in, as the norms after it make it count. x and h are the pruned and
-healed model's own, so that each refit sees what is left of earlier errors. The first token of each window is not
-fitted: its hidden state is a hundred times the others' (an attention sink).
+An error counts in proportion to the state it is in: as the norms after it make it count, and so that first tokens of
+windows, whose states are a hundred times the others', do not decide alone. x and h are the pruned and healed model's
+own: each refit sees what is left of earlier errors.
 Inside a layer that loses widths, o_proj and then down_proj are refitted in the same way, each to what the dense layer
 has at that place. ReplaceMe (arXiv 2505.02819) fits a map of hidden states and folds it into W: D is then (T - 1) W,
 with fewer degrees of freedom.
@@ -29,6 +29,7 @@ from slimcore.calibration import Tokens, as_ids
 from slimcore.errors import PlanError, TextError, UnsupportedModelError
 from slimcore.plan import Plan
 from slimcore.progress import progress
+from slimcore.quality import perplexity
 from slimcore.structure import DOWN, NORMS, OUT, Decoder, check_weights, decoder, projection
 from slimcore.surgery import check_fits, cut_inside_, prune_
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 RIDGE = 0.1  # of the mean square of what a projection reads
 SMALLEST = 1e-6  # norm of a hidden state
 WINDOWS = (400, 128)  # of calibration, where nothing else is asked for
+TRIED = 16  # of the windows, before and after
 
 States = list[Tensor]  # hidden states (N, T, H), one a batch
 
@@ -48,6 +50,7 @@ def heal_(model: PreTrainedModel, plan: Plan, tokens: Tokens | Tensor, *, batch_
     """Cut the dense `model` in place as `prune_` does, refit what is next to each gap, and return the plan with that.
 
     `tokens`: calibration windows (N, T), of every kind of text that the model is for: what they lack may get worse.
+    Where the windows' own perplexity does not fall, the model is left as cut, and the plan says so: a gap was too wide.
     Memory: beside the model, two streams of hidden states (N, T, H) and what one matrix reads. The model is untouched
     where an error is raised: PlanError where the plan is another model's, takes nothing away, or begins with a gap;
     TextError for too few tokens; UnsupportedModelError where a value is not finite.
@@ -68,14 +71,26 @@ def heal_(model: PreTrainedModel, plan: Plan, tokens: Tokens | Tensor, *, batch_
     finally:
         model.train(was_training)
     prune_(model, plan)
-    layers = decoder(model).layers
-    for refit in refits:
-        weight = projection(layers[plan.keep.index(refit.layer)], refit.projection).weight
-        weight.data = refit.weight.to(weight.device, weight.dtype)
+    sample = ids[:: -(-len(ids) // TRIED)]
+    before = perplexity(model, sample).value
+    cut = _set(model, plan, {(refit.layer, refit.projection): refit.weight for refit in refits})
+    after = perplexity(model, sample).value
+    if not after < before:
+        _set(model, plan, cut)
     described = (tokens if isinstance(tokens, Tokens) else Tokens(ids)).describe()
     errors = {f"{refit.layer}.{refit.projection}": round(refit.error, 4) for refit in refits}
-    healed = described | {"ridge": RIDGE, "error_left": errors}
+    healed = described | {"ridge": RIDGE, "error_left": errors, "perplexity": [before, after], "kept": after < before}
     return replace(plan, provenance=plan.provenance | {"healed": healed})
+
+
+def _set(model: PreTrainedModel, plan: Plan, weights: dict[tuple[int, str], Tensor]) -> dict[tuple[int, str], Tensor]:
+    """Give projections of the cut `model`, by the dense model's numbers, other weights; those they had."""
+    layers, had = decoder(model).layers, {}
+    for (layer, name), weight in weights.items():
+        linear = projection(layers[plan.keep.index(layer)], name)
+        had[layer, name] = linear.weight.data
+        linear.weight.data = weight.to(linear.weight.device, linear.weight.dtype)
+    return had
 
 
 @dataclass(frozen=True)
@@ -92,10 +107,10 @@ def _check_enough(plan: Plan, ids: Tensor) -> None:
     """Raise TextError where a matrix has more inputs than there are tokens to fit it on."""
     inputs = max(max(shape.channels, shape.heads * shape.head_dim) for shape in plan.after())
     windows, length = ids.shape
-    if windows * (length - 1) < inputs:
+    if windows * length < inputs:
         raise TextError(
-            f"healing fits matrices of {inputs:,} inputs, and needs as many tokens, the first of each window aside: got"
-            f" {windows} windows of {length}, ask for at least {-(-inputs // (length - 1))}"
+            f"healing fits matrices of {inputs:,} inputs, and needs as many tokens: got {windows} windows of {length},"
+            f" ask for at least {-(-inputs // length)}"
         )
 
 
@@ -166,10 +181,10 @@ class _Place:
                 output = layerwise.run(self.layer, hidden, arguments)
                 if name == DOWN:
                     after.append(output)
-                target = targets[number][:, 1:].flatten(0, 1).float()
+                target = targets[number].flatten(0, 1).float()
                 weight = 1 / torch.linalg.vector_norm(target, dim=1, keepdim=True).clamp_min(SMALLEST)
-                read = reads[number][:, 1:].flatten(0, 1).float() * weight
-                error = (target - after[number][:, 1:].flatten(0, 1).float()) * weight
+                read = reads[number].flatten(0, 1).float() * weight
+                error = (target - after[number].flatten(0, 1).float()) * weight
                 gram += (read.T @ read).double()
                 cross += (read.T @ error).double()
                 before += float(error.double().square().sum())

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any, Self
 
 from slimcore.errors import PlanError
@@ -207,8 +206,9 @@ class Plan:
             ]
         lines += self._picture_inside() if self.width else []
         if healed := self.provenance.get("healed"):
-            left = healed["error_left"].values()
-            lines.append(f"  healed      on {healed['text']}: {fmean(left):.0%} of the squared error is left")
+            before, after = healed["perplexity"]
+            left_alone = "" if healed["kept"] else ": no, it would rise; a gap is too wide, take less or other layers"
+            lines.append(f"  healed      perplexity on {healed['text']} {before:.4g} -> {after:.4g}{left_alone}")
         return "\n".join(lines)
 
     def _picture_inside(self) -> list[str]:

@@ -1,6 +1,8 @@
 """Healing: the refit against its normal equations, on the pruned model's own states; what it must not change."""
 
 import copy
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -23,13 +25,19 @@ def plan_of(model, keep, width=None):
     return slimcore.Plan("drawn", shapes, sum(p.numel() for p in model.parameters()), tuple(keep), width or {})
 
 
+def heal(model, plan, tokens=TOKENS, *, perplexities=(2.0, 1.0)):
+    """heal_, where perplexity before and after is this: weights drawn at random know nothing of the tokens."""
+    with patch.object(healing, "perplexity", side_effect=[SimpleNamespace(value=value) for value in perplexities]):
+        return slimcore.heal_(model, plan, tokens)
+
+
 @torch.no_grad()
 def seen(model, places):
-    """Float64 rows, first tokens left out, of what each (layer, part) is given; part None: the layer's output."""
+    """Float64 rows of what each (layer, part) is given; part None: the layer's output."""
     found, hooks = {}, []
 
     def note(place, value):
-        found[place] = (value[0] if isinstance(value, tuple) else value)[:, 1:].flatten(0, 1).double()
+        found[place] = (value[0] if isinstance(value, tuple) else value).flatten(0, 1).double()
 
     for index, part in places:
         layer = model.model.layers[index]
@@ -71,7 +79,7 @@ def test_each_gap_is_fitted_on_what_the_healed_model_computes(data, model):
     removed = data.draw(st.sets(st.integers(1, count - 1), min_size=1, max_size=count - 1))
     plan = plan_of(model, [i for i in range(count) if i not in removed])
     healed, pruned = copy.deepcopy(model), copy.deepcopy(model)
-    slimcore.heal_(healed, plan, TOKENS)
+    heal(healed, plan)
     slimcore.prune_(pruned, plan)
     before_gaps = {i for i in plan.keep if i + 1 in removed}
     for layer in before_gaps:
@@ -95,7 +103,7 @@ def test_widths_are_fitted_to_the_dense_layers(data):
     if 0 in plan.removed:
         return
     healed = copy.deepcopy(model)
-    slimcore.heal_(healed, plan, TOKENS)
+    heal(healed, plan)
     for layer in plan.width:
         assert_fitted(model, healed, plan, layer, OUT, (layer, NORMS[1]))
         end = max(i for i in range(5) if set(range(layer + 1, i + 1)) <= set(plan.removed) and i >= layer)
@@ -124,7 +132,7 @@ def test_a_gap_that_did_nothing_stays_as_it_was(bias):
             for parameter in projection(model.model.layers[index], name).parameters():
                 parameter.data.zero_()
     dense = copy.deepcopy(model)
-    plan = slimcore.heal_(model, plan_of(model, (0, 1, 4, 5)), TOKENS)
+    plan = heal(model, plan_of(model, (0, 1, 4, 5)))
     torch.testing.assert_close(model(ids()).logits, dense(ids()).logits, rtol=1e-4, atol=1e-4)
     weights = [projection(m.model.layers[1], DOWN).weight for m in (model, dense)]
     torch.testing.assert_close(*weights, rtol=1e-5, atol=1e-6)
@@ -134,15 +142,26 @@ def test_a_gap_that_did_nothing_stays_as_it_was(bias):
 def test_the_plan_tells_of_it(tmp_path):
     """Text, windows and what is left of the error are saved with the plan, said in print, and forgotten on purpose."""
     model = tiny(layers=6)
-    plan = slimcore.heal_(model, plan_of(model, (0, 1, 4, 5)), TOKENS)
+    plan = heal(model, plan_of(model, (0, 1, 4, 5)))
     slimcore.save(model, tmp_path / "healed", plan=plan)
     read = slimcore.Plan.load(tmp_path / "healed" / "slimcore_plan.json")
     assert read == plan
     assert list(read.provenance["healed"]["error_left"]) == [f"1.{DOWN}"]
     assert 0 < read.provenance["healed"]["error_left"][f"1.{DOWN}"] < 1
-    assert "of the squared error is left" in str(read)
+    assert "healed      perplexity on given 2 -> 1\n" in str(read) + "\n"
     assert "healed" not in read.unhealed().provenance
     assert torch.equal(in_a_fresh_process(tmp_path / "healed", tmp_path), model(ids()).logits)
+
+
+def test_what_would_only_get_worse_is_cut_and_not_healed():
+    """And the plan says so; so it does where it is not a number."""
+    for after in (3.0, float("nan")):
+        model, cut = tiny(layers=6), tiny(layers=6)
+        plan = heal(model, plan_of(model, (0, 1, 4, 5)), perplexities=(2.0, after))
+        slimcore.prune_(cut, plan)
+        assert torch.equal(model(ids()).logits, cut(ids()).logits)
+        assert f"healed      perplexity on given 2 -> {after:.4g}: no, it would rise" in str(plan)
+        assert not plan.provenance["healed"]["kept"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -152,7 +171,7 @@ def test_half_precision_is_fitted_in_single(dtype):
     for a, b in zip(whole.parameters(), half.parameters(), strict=True):
         a.data = b.data.float()
     for model in (half, whole):
-        slimcore.heal_(model, plan_of(model, (0, 1, 4, 5)), TOKENS)
+        heal(model, plan_of(model, (0, 1, 4, 5)))
     mine, exact = (projection(m.model.layers[1], DOWN).weight for m in (half, whole))
     assert mine.dtype == dtype
     torch.testing.assert_close(mine.float(), exact, rtol=5e-2, atol=5e-2)
@@ -186,16 +205,18 @@ def test_what_cannot_be_healed_is_left_alone(model, keep, width, tokens, error, 
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_from_the_command_line(run, tmp_path, tokenizer, prose):
+def test_from_the_command_line(run, tmp_path, tokenizer, prose, monkeypatch):
     """Cut and healed, opened by stock transformers; replayed without healing; a text seen before is named."""
     folder, out = slimcore.save(tiny(layers=8), tmp_path / "model", tokenizer=tokenizer), tmp_path / "healed"
+    fallen = iter((2.0, 1.0))
+    monkeypatch.setattr(healing, "perplexity", lambda *_: SimpleNamespace(value=next(fallen)))
     other = tmp_path / "other.txt"
     other.write_text("Quite another text, with other words. " * 200)
     cut = ("--layers", 2, "--protect", "1,1", "--samples", 4, "--length", 32)
     code, printed, err = run("prune", folder, "--out", out, *cut, "--heal", "--heal-samples", 20,
                              "--text", prose, "--text", other)  # fmt: skip
     assert (code, err) == (0, "")
-    assert "healed      on prose.txt + other.txt: " in printed
+    assert "healed      perplexity on prose.txt + other.txt " in printed
     plan = slimcore.Plan.load(out / "slimcore_plan.json")
     assert plan.provenance["healed"]["windows"] == [20, 32]
     healed = in_a_fresh_process(out, tmp_path)

@@ -14,7 +14,7 @@ PACKAGE = Path(slimcore.__file__).parent
 ORDER = [
     "errors", "units", "files", "budget", "scores", "plan", "widths", "selection", "modeling_slimcore", "structure",
     "registration", "cost", "progress", "layerwise", "moments", "gradients", "text", "calibration", "methods",
-    "description", "surgery", "healing", "checkpoint", "quality", "models", "recovery", "options", "bench", "cli",
+    "description", "surgery", "checkpoint", "quality", "healing", "models", "recovery", "options", "bench", "cli",
 ]  # fmt: skip
 BENCH_ORDER = [
     "statistics", "limit", "table", "gate", "cell", "forecast", "engines", "operators", "environment", "canary",

@@ -1,6 +1,7 @@
 """A sweep, its figure, and the picture of perplexity against speed."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from matplotlib.image import imread
 
 import slimcore
+from slimcore import healing
 from slimcore.bench import pareto, report
 from slimcore.bench.cell import Cell
 from slimcore.bench.subject import Subjects
@@ -109,6 +111,8 @@ def test_the_report_draws_perplexity_against_speed(tmp_path):
 
 def test_a_healed_cell_is_healed_once(model, monkeypatch):
     """Plan and perplexity are recorded; where they are known already, only the shape is cut: that decides on speed."""
+    fallen = iter((2.0, 1.0))
+    monkeypatch.setattr(healing, "perplexity", lambda *_: SimpleNamespace(value=next(fallen)))
     healed = Cell(str(model), "depth-magnitude+heal:2L", 12, 2, 1, "eager", "fp32", "cpu")
     subjects = Subjects()
     record = subjects.get(healed).record
