@@ -82,12 +82,15 @@ def test_the_papers_protocol_samples_and_runs_ten_and_twenty(engine):
 
 
 def test_compiled_generates_what_eager_does():
-    """Greedy tokens are equal, at two batches and lengths, and one token too; compiling is the first run's."""
+    """Greedy tokens are equal at two batches and lengths, for one token, and for other prompts.
+
+    What is compiled holds nothing of the first run but addresses.
+    """
     model = tiny(layers=1)
     with measure.quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's compiler has its own, of itself
-        for shape, new in (((2, 5), 6), ((1, 3), 9), ((2, 5), 1)):
-            ids = prompt(VOCABULARY, set(), shape, seed=0)
+        for seed, (shape, new) in enumerate([((2, 5), 6), ((1, 3), 9), ((1, 3), 9), ((1, 3), 1), ((2, 5), 1)]):
+            ids = prompt(VOCABULARY, set(), shape, seed)
             assert torch.equal(engines.compiled(model, ids, new), engines.eager(model, ids, new))
 
 

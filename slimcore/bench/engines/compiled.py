@@ -11,31 +11,50 @@ from slimcore.bench.engines.eager import eager
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, StaticCache
 
 
 def compiled(model: PreTrainedModel, ids: Tensor, new_tokens: int, *, sample: bool = False) -> Tensor:
     """As `eager`, each decode step one compiled graph: on CUDA a CUDA graph, on a CPU with its weights packed."""
+    from torch._inductor import config as inductor
     from transformers import CompileConfig
 
-    _forget(model, (ids.shape[0], ids.shape[1] + new_tokens))
-    on_cpu: dict[str, Any] = {"mode": None, "options": {"freezing": True}}
-    config = CompileConfig(dynamic=False, **(on_cpu if model.device.type == "cpu" else {"mode": "reduce-overhead"}))
+    on_cpu = model.device.type == "cpu"
+    how: dict[str, Any] = {"mode": None if on_cpu else "reduce-overhead"}
+    config = CompileConfig(dynamic=False, **how)
     config._compile_all_devices = True  # type: ignore[assignment] # CPU too
-    return eager(model, ids, new_tokens, sample=sample, cache_implementation="static", compile_config=config)
+    cache = _cache(model, ids.shape[0], ids.shape[1] + new_tokens, decodes=new_tokens > 1)
+    try:
+        # Not an option of the compilation: weights must be constants when it is traced already, or nothing is packed.
+        with inductor.patch(freezing=on_cpu):
+            return eager(model, ids, new_tokens, sample=sample, past_key_values=cache, compile_config=config)
+    except BaseException:
+        _forget(model)  # it holds memory
+        raise
 
 
-def _forget(model: PreTrainedModel, shape: tuple[int, int]) -> None:
-    """Drop what was compiled for another shape: graphs hold memory, and torch compiles a function so often only."""
-    if shape[1] and model.__dict__.get("_slimcore_compiled") != shape and _decodes(model, shape):
-        import torch
+def _cache(model: PreTrainedModel, rows: int, length: int, *, decodes: bool) -> StaticCache | None:
+    """An empty cache for `rows` of `length` tokens: one object for all runs of a shape, whose address is compiled in.
 
+    None where the one-token generate (TTFT), which runs no decode step, has no shape's cache to use.
+    """
+    import torch
+    from transformers import StaticCache
+
+    (had, cache) = model.__dict__.get("_slimcore_compiled", ((0, 0), None))
+    if decodes and had != (rows, length):
+        # What was compiled for another shape holds memory, and torch compiles a function so often only.
+        cache = None
+        _forget(model)
         torch.compiler.reset()
-        model.__dict__.pop("_compiled_call", None)
-        model.__dict__["_slimcore_compiled"] = shape
+        cache = StaticCache(model.config, max_cache_len=length)
+        model.__dict__["_slimcore_compiled"] = ((rows, length), cache)
+    elif not decodes and (had[0] != rows or had[1] < length):
+        return None
+    cache.reset()
+    return cache
 
 
-def _decodes(model: PreTrainedModel, shape: tuple[int, int]) -> bool:
-    """Whether `shape` is not the one-token generate (TTFT) of the shape that is compiled: that runs no decode step."""
-    known = model.__dict__.get("_slimcore_compiled")
-    return known is None or known[0] != shape[0] or shape[1] > known[1]
+def _forget(model: PreTrainedModel) -> None:
+    for name in ("_compiled_call", "_slimcore_compiled"):
+        model.__dict__.pop(name, None)
