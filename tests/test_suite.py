@@ -424,6 +424,8 @@ def test_a_process_that_cannot_spread_a_model_is_refused(monkeypatch):
 def test_collecting_measures_nothing(suite, pytester):
     """--collect-only lists the cells and leaves no run behind."""
     suite("--collect-only", "-q").stdout.fnmatch_lines([f"*{OURS.format(2)}*"])
+    in_half = OURS.format(2).replace("fp32", "bf16")
+    suite("--collect-only", "-q", "--perf-dtype", "bf16").stdout.fnmatch_lines([f"*{in_half}*"])
     assert not (pytester.path / "reports").exists()
 
 

@@ -54,17 +54,16 @@ def draw(
         for (outputs, inputs), panel in zip(columns, row, strict=True):
             inside = [c for c in own if (c["output_tokens"], c["input_tokens"]) == (outputs, inputs)]
             labelled = (0, _fastest(inside, series))
-            marked: list[tuple[float, float]] = []
             for number, name in enumerate(series):
                 chosen = [c for c in inside if _series(c) == name]
                 if chosen:
                     label = _legend(chosen[0], subjects, series)
                     # The outermost series carry the labels; those between have their points at the same M in turn.
-                    _draw_series(panel, chosen, label, number, marked, labelled=number in labelled)
+                    _draw_series(panel, chosen, label, number, labelled=number in labelled)
                     if device is not None:
                         _draw_limit(panel, chosen, subjects, device, number)
             title = f"{model}: {inputs} in, {outputs} out"
-            _finish(panel, title, room=0.35 if any(c["status"] == "oom" for c in inside) else 0.12)
+            _finish(panel, title)
     png = folder / f"{FIGURE}.png"
     figure.savefig(png, dpi=160)
     figure.savefig(png.with_suffix(".svg"))
@@ -98,15 +97,13 @@ def _legend(cell: Record, subjects: Mapping[tuple[str, str], Record], series: Se
     return label
 
 
-def _draw_series(
-    panel: Axes, cells: Sequence[Record], label: str, number: int, marked: list[tuple[float, float]], *, labelled: bool
-) -> None:
-    """One line; `marked` takes the place at which it ends for want of memory, so that marks do not overlap."""
+def _draw_series(panel: Axes, cells: Sequence[Record], label: str, number: int, *, labelled: bool) -> None:
+    """One line; where it ends for want of memory there is a cross, and the legend says at which M."""
     style = STYLES[number % len(STYLES)]
     ok = sorted((c for c in cells if c["status"] == "ok"), key=lambda c: c["batch"])
     lost = sorted(c["batch"] for c in cells if c["status"] == "oom")
-    if lost and not ok:
-        label += f" (out of memory from M{lost[0]})"
+    if lost:
+        label += f", OOM at M{lost[0]}"
     times = [summarise(c["latency_s"]) for c in ok]
     x = [t.centre for t in times]
     y = [throughput(c) for c in ok]
@@ -121,13 +118,9 @@ def _draw_series(
         text = f"M{cell['batch']}"
         panel.annotate(text, at, xytext=offset, textcoords="offset points", fontsize=7, color=style["color"], **place)
     if lost and ok:
-        # To the right of the last point that fits, where the curve would have gone on; above others that end there.
-        above = sum(abs(a / x[-1] - 1) < 0.15 and abs(b / y[-1] - 1) < 0.15 for a, b in marked)
-        marked.append((x[-1], y[-1]))
-        panel.annotate(
-            f"\N{MULTIPLICATION SIGN} OOM at M{lost[0]}", (x[-1], y[-1]), xytext=(9, 1 + 9 * above),
-            textcoords="offset points", ha="left", va="center", fontsize=7, fontweight="bold", color=style["color"],
-        )  # fmt: skip
+        # To the right of the last point that fits, where the curve would have gone on.
+        panel.annotate("\N{MULTIPLICATION SIGN}", (x[-1], y[-1]), xytext=(9, 0), textcoords="offset points", ha="left",
+                       va="center", fontsize=9, fontweight="bold", color=style["color"])  # fmt: skip
 
 
 def _draw_limit(
@@ -141,8 +134,8 @@ def _draw_limit(
         panel.plot(*zip(*points, strict=True), ".-", color=colour, linewidth=0.6, markersize=2, alpha=0.7, label=label)
 
 
-def _finish(panel: Axes, title: str, *, room: float) -> None:
-    """Title and legend above, axes, and `room` to the right of the last point, as a share of the width."""
+def _finish(panel: Axes, title: str) -> None:
+    """Title and legend above, axes, and room to the right of the last point."""
     from matplotlib.ticker import FuncFormatter, LogLocator
 
     panel.set_yscale("log", base=2)
@@ -152,7 +145,7 @@ def _finish(panel: Axes, title: str, *, room: float) -> None:
     # An octave at least, and air for the labels.
     middle = (low * high) ** 0.5
     panel.set_ylim(min(low / 1.25, middle / 2), max(high * 1.25, middle * 2))
-    panel.set_xlim(0, panel.get_xlim()[1] * (1 + room))
+    panel.set_xlim(0, panel.get_xlim()[1] * 1.12)
     panel.set_xlabel("latency (s)")
     panel.set_ylabel("throughput (tokens/s)")
     panel.grid(visible=True, which="major", linewidth=0.4, alpha=0.5)

@@ -5,6 +5,7 @@ The first generate of a shape compiles: it is the first of a cell's warm-ups.
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from slimcore.bench.engines.eager import eager
@@ -26,7 +27,8 @@ def compiled(model: PreTrainedModel, ids: Tensor, new_tokens: int, *, sample: bo
     cache = _cache(model, ids.shape[0], ids.shape[1] + new_tokens, decodes=new_tokens > 1)
     try:
         # Not an option of the compilation: weights must be constants when it is traced already, or nothing is packed.
-        with inductor.patch(freezing=on_cpu):
+        with inductor.patch(freezing=on_cpu), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`past_key_values` is deprecated")  # its new name is not in all versions
             return eager(model, ids, new_tokens, sample=sample, past_key_values=cache, compile_config=config)
     except BaseException:
         _forget(model)  # it holds memory
@@ -41,16 +43,18 @@ def _cache(model: PreTrainedModel, rows: int, length: int, *, decodes: bool) -> 
     import torch
     from transformers import StaticCache
 
-    (had, cache) = model.__dict__.get("_slimcore_compiled", ((0, 0), None))
-    if decodes and had != (rows, length):
+    shape = {"rows": rows, "length": length, "parameters": model.num_parameters()}  # it may have been cut since
+    had = model.__dict__.get("_slimcore_compiled", {})
+    if decodes and had.get("shape") != shape:
         # What was compiled for another shape holds memory, and torch compiles a function so often only.
-        cache = None
+        had.clear()
         _forget(model)
         torch.compiler.reset()
-        cache = StaticCache(model.config, max_cache_len=length)
-        model.__dict__["_slimcore_compiled"] = ((rows, length), cache)
-    elif not decodes and (had[0] != rows or had[1] < length):
+        had |= {"shape": shape, "cache": StaticCache(model.config, max_cache_len=length)}
+        model.__dict__["_slimcore_compiled"] = had
+    elif not decodes and had.get("shape", {}) | {"length": length} != shape:
         return None
+    cache: StaticCache = had["cache"]
     cache.reset()
     return cache
 
