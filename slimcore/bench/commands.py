@@ -149,6 +149,7 @@ def sweep(
     """Score once a method, cut at many ratios, and print and draw what each costs in perplexity."""
     from slimcore.bench.sweep import Settings
     from slimcore.bench.sweep import sweep as swept
+    from slimcore.text import BUILTIN
 
     if (samples is None) != (length is None):
         raise ResultsError("--samples and --length go together: a sweep gives all methods the same, or each its own")
@@ -157,7 +158,7 @@ def sweep(
         methods=tuple(word.strip() for word in methods.split(",")),
         ratios=given_ratios(ratios),
         texts=tuple(text or ()),
-        heldout=tuple(heldout or ("python-topics",)),
+        heldout=tuple(heldout or (BUILTIN,)),
         windows=None if samples is None or length is None else (samples, length),
         heal_samples=heal_samples,
         limit=limit,
@@ -165,6 +166,8 @@ def sweep(
         dtype=dtype,
         device=device,
     )
+    for name in sorted({*settings.texts} & {*settings.heldout} - {BUILTIN}):
+        typer.echo(f"warning: {name} is calibrated and measured on: it flatters; give another --heldout", err=True)
     report = swept(settings, out)
     typer.echo(report.read_text(encoding="utf-8").rpartition("\n\n!")[0])
     typer.echo(f"report: {report}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from slimcore.bench.cell import DTYPES, Grid, grid_named, load_grids
+from slimcore.bench.environment import has_cuda
 
 if TYPE_CHECKING:
     from slimcore.bench.measure import Protocol
@@ -88,6 +89,8 @@ def grids(config: pytest.Config) -> tuple[list[Grid], list[Grid]]:
     option = config.option
     known = load_grids(config.rootpath / config.getini("perf_grids"))
     named = option.perf_grid
+    if option.perf_dtype and not named:  # of one dtype, cells of both devices would have the same names
+        named = DEFAULTS[has_cuda()]
     whole = [grid_named(known, named)] if named else [known[name] for name in DEFAULTS if name in known]
     axes = {axis: getattr(option, f"perf_{axis}") for axis in AXES}
     rounds, how = option.perf_aa or 1, option.perf_protocol

@@ -23,6 +23,7 @@ from slimcore.progress import progress
 from slimcore.quality import perplexity
 from slimcore.selection import select
 from slimcore.surgery import prune_
+from slimcore.text import BUILTIN
 from slimcore.units import human
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Settings:
     methods: tuple[str, ...]  # dense, NAME, NAME+heal
     ratios: tuple[float, ...]
     texts: tuple[str, ...] = ()  # to calibrate on; empty: the built-in one
-    heldout: tuple[str, ...] = ("python-topics",)
+    heldout: tuple[str, ...] = (BUILTIN,)
     windows: tuple[int, int] | None = None  # of scoring; None: each method's own
     heal_samples: int = 400
     limit: int = 8192  # held-out tokens of each text
@@ -88,11 +89,11 @@ def described(settings: Settings, rows: Sequence[Record]) -> str:
         for row in rows
     ]
     windows = "{} windows of {} tokens".format(*settings.windows) if settings.windows else "each method's own windows"
+    texts = ", ".join(Path(text).name for text in settings.texts) or "the built-in text"
     note = (
         f"{settings.model}. Perplexity on {settings.limit:,} held-out tokens of each text, windows of 128, no BOS."
-        f" Scored on {windows}, healed on {settings.heal_samples} of 128, of"
-        f" {', '.join(settings.texts) or 'the built-in text'}; seconds, and the process's peak memory, the model's own"
-        " included."
+        f" Scored on {windows}, healed on {settings.heal_samples} of 128, of {texts}; seconds, and the process's peak"
+        " memory, the model's own included."
     )
     return f"{tabulated(table)}\n\n{note}"
 
