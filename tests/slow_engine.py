@@ -1,11 +1,13 @@
 """A test double of the engine, read by a copy of slimcore (`copied`): slower by environment variable.
 
 `SLOW_LAYERS=22:0.1`: models of 22 layers take 10 % longer. `FIXED_SECONDS=0.05`: no model runs; every generate takes
-that long, times what `SLOW_LAYERS` says. `CRASH_ONCE=FILE`: the first generate of two rows by such a model kills its
-process, and leaves FILE. `OOM_ROWS=8`: so many rows, or more, are out of memory.
+that long by a clock of its own, times what `SLOW_LAYERS` says, and the canary is steady. `CRASH_ONCE=FILE`: the first
+generate of two rows by such a model kills its process, and leaves FILE. `OOM_ROWS=8`: so many rows, or more, are out of
+memory.
 """
 
 import os
+import random
 import shutil
 import signal
 import time
@@ -19,9 +21,32 @@ def copied(into):
     shutil.copytree(ROOT / "slimcore", into / "slimcore", ignore=shutil.ignore_patterns("__pycache__"))
     bench = into / "slimcore" / "bench"
     shutil.copy(__file__, bench / "slow_engine.py")
-    with (bench / "engines" / "__init__.py").open("a") as file:
-        file.write("\nfrom slimcore.bench.slow_engine import double\n\nENGINES['eager'] = double(ENGINES['eager'])\n")
+    for place, line in (
+        (bench / "engines" / "__init__.py", "ENGINES['eager'] = doubles.double(ENGINES['eager'])"),
+        (bench / "canary.py", "Canary.read = doubles.steady(Canary.read)"),
+        (bench / "measure.py", "_host = doubles.told(_host)"),
+    ):
+        with place.open("a") as file:
+            file.write(f"\nfrom slimcore.bench import slow_engine as doubles\n\n{line}\n")
     return into
+
+
+_TOLD = []  # seconds of the generate that has just ended, where it took a fixed time
+
+
+def told(host):
+    """The clock `host`, or what the double says it took: a busy machine must not decide a test."""
+
+    def clock(work, gpus):
+        output, seconds = host(work, gpus)
+        return output, _TOLD.pop() if _TOLD else seconds
+
+    return clock
+
+
+def steady(read):
+    """The canary's `read`, or that of a machine that never changes, where generating takes a fixed time."""
+    return (lambda _: [1e-3, 1e-3]) if "FIXED_SECONDS" in os.environ else read
 
 
 def double(engine):
@@ -53,6 +78,8 @@ def double(engine):
         while (left := start + due - time.perf_counter()) > 0:
             if left > 2e-3:
                 time.sleep(left - 1e-3)
+        if fixed:
+            _TOLD[:] = [due * random.uniform(0.999, 1.001)]
         return output
 
     return slow
