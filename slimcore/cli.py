@@ -36,7 +36,7 @@ from slimcore.options import (
     given_budget,
     given_protection,
 )
-from slimcore.plan import Plan
+from slimcore.plan import HEALING_WINDOWS, Plan
 from slimcore.scores import Scores
 from slimcore.selection import select
 
@@ -74,7 +74,7 @@ def prune(
         Path | None, typer.Option(help="Replay this plan; with a budget, the method goes on after it.")
     ] = None,
     heal: Annotated[bool, typer.Option("--heal", help="Refit what is next to each gap.")] = False,  # noqa: FBT002
-    heal_samples: HealSamples = 400,
+    heal_samples: HealSamples = HEALING_WINDOWS[0],
     text: TextSources = None,
     samples: Samples = None,
     length: Length = None,
@@ -103,7 +103,9 @@ def prune(
         if heal:
             from slimcore.healing import heal_
 
-            chosen = heal_(network, chosen, _tokens(tokenizer, model, heal_samples, length or 128, seed, text))
+            chosen = heal_(
+                network, chosen, _tokens(tokenizer, model, heal_samples, length or HEALING_WINDOWS[1], seed, text)
+            )
         else:
             prune_(network, chosen)
         typer.echo(str(chosen))

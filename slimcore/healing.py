@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 RIDGE = 0.1  # of the mean square of what a projection reads
 SMALLEST = 1e-6  # norm of a hidden state
-WINDOWS = (400, 128)  # of calibration, where nothing else is asked for
 TRIED = 16  # of the windows, before and after
 
 States = list[Tensor]  # hidden states (N, T, H), one a batch

@@ -13,6 +13,7 @@ from slimcore.files import write_text
 from slimcore.scores import LayerShape, Widths
 
 SCHEMA = "slimcore.plan/2"
+HEALING_WINDOWS = (320, 128)  # of calibration, which the built-in text has, where nothing else is asked for
 BETWEEN = " + "  # the names of several texts, and their hashes
 
 

@@ -9,6 +9,7 @@ import typer
 
 from slimcore.errors import ResultsError
 from slimcore.options import Device, Dtype, HealSamples, Length, ModelName, Samples, Seed, TextSources, given_ratios
+from slimcore.plan import HEALING_WINDOWS
 
 if TYPE_CHECKING:
     from slimcore.bench.conclusion import Conclusion, Update
@@ -140,7 +141,7 @@ def sweep(
     heldout: Annotated[list[str] | None, typer.Option(help="To measure on, as often as wanted, as --text.")] = None,
     samples: Samples = None,
     length: Length = None,
-    heal_samples: HealSamples = 400,
+    heal_samples: HealSamples = HEALING_WINDOWS[0],
     limit: Annotated[int, typer.Option(help="Held-out tokens of each text, from the front.")] = 8192,
     seed: Seed = 0,
     dtype: Dtype = None,

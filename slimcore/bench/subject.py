@@ -12,11 +12,10 @@ from slimcore.bench.cell import DENSE, DTYPES, Cell, Cut, parse_method
 from slimcore.bench.operators import operator_calls
 from slimcore.calibration import Tokens, calibration_tokens, heldout_tokens
 from slimcore.cost import footprint
-from slimcore.healing import WINDOWS as HEALING
 from slimcore.healing import heal_
 from slimcore.methods import method_named, score, unscored
 from slimcore.models import is_shape, load
-from slimcore.plan import Plan
+from slimcore.plan import HEALING_WINDOWS, Plan
 from slimcore.quality import perplexity
 from slimcore.scores import Scores
 from slimcore.selection import select
@@ -95,7 +94,7 @@ class Subjects:
         if cut is not None:
             plan = Plan.from_dict(known["plan"], where="results") if known.get("plan") else self._plan(model, cell, cut)
             # Values of weights do not change speed: what is random, or known, is not healed.
-            if cut.heal and quality is None and (tokens := self._tokens(HEALING)) is not None:
+            if cut.heal and quality is None and (tokens := self._tokens(HEALING_WINDOWS)) is not None:
                 plan = heal_(model, plan, tokens)
             else:
                 prune_(model, plan)

@@ -19,6 +19,7 @@ from slimcore.files import write_text
 from slimcore.healing import heal_
 from slimcore.methods import score
 from slimcore.models import load
+from slimcore.plan import HEALING_WINDOWS
 from slimcore.progress import progress
 from slimcore.quality import perplexity
 from slimcore.selection import select
@@ -45,7 +46,7 @@ class Settings:
     texts: tuple[str, ...] = ()  # to calibrate on; empty: the built-in one
     heldout: tuple[str, ...] = (BUILTIN,)
     windows: tuple[int, int] | None = None  # of scoring; None: each method's own
-    heal_samples: int = 400
+    heal_samples: int = HEALING_WINDOWS[0]
     limit: int = 8192  # held-out tokens of each text
     seed: int = 0
     dtype: str | None = None
@@ -116,7 +117,7 @@ class _Work:
             plan = select(scores, **cut.budget.as_dict())  # type: ignore[arg-type]
             achieved = plan.ratio
             if cut.heal:
-                tokens = self._tokens(tokenizer, self._settings.heal_samples, 128)
+                tokens = self._tokens(tokenizer, self._settings.heal_samples, HEALING_WINDOWS[1])
                 _, healed = self._measured(lambda: heal_(model, plan, tokens))
             else:
                 prune_(model, plan)
