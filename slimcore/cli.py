@@ -85,6 +85,7 @@ def prune(
 ) -> None:
     """Score a model's structures, cut the least important ones, and save what is left."""
     from slimcore.checkpoint import check_writable, save
+    from slimcore.healing import heal_
     from slimcore.methods import unscored
     from slimcore.surgery import prune_
 
@@ -97,17 +98,16 @@ def prune(
         method_named(method).metric(metric)
     rule = given_protection(protect)
     network, tokenizer = _load(model, dtype, device, seed)
+    # A text that is too short is refused before the long work.
+    long = length or HEALING_WINDOWS[1]
+    windows = _tokens(tokenizer, model, heal_samples, long, seed, text) if heal else None
 
     def cut(chosen: Plan) -> Plan:
         """Cut, heal where that is asked, and say so."""
-        if heal:
-            from slimcore.healing import heal_
-
-            chosen = heal_(
-                network, chosen, _tokens(tokenizer, model, heal_samples, length or HEALING_WINDOWS[1], seed, text)
-            )
-        else:
+        if windows is None:
             prune_(network, chosen)
+        else:
+            chosen = heal_(network, chosen, windows)
         typer.echo(str(chosen))
         return chosen
 

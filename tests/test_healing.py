@@ -219,6 +219,9 @@ def test_from_the_command_line(run, tmp_path, tokenizer, prose, monkeypatch):
     assert "healed      perplexity on prose.txt + other.txt " in printed
     plan = slimcore.Plan.load(out / "slimcore_plan.json")
     assert plan.provenance["healed"]["windows"] == [20, 32]
+    code, _, err = run("prune", folder, "--out", tmp_path / "x", *cut, "--heal", "--text", other)
+    assert code == 2
+    assert "other.txt gives 237 windows of 32 tokens, 320 were asked" in err
     healed = in_a_fresh_process(out, tmp_path)
     assert run("prune", folder, "--plan", out / "slimcore_plan.json", "--out", tmp_path / "cut")[0] == 0
     assert "healed" not in slimcore.Plan.load(tmp_path / "cut" / "slimcore_plan.json").provenance
