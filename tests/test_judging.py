@@ -86,6 +86,17 @@ def test_the_canarys_shift_is_taken_off():
     assert judge(measured(steady(1.0), canary=0.9), QUIET).suspect
 
 
+def test_a_canary_that_moved_far_is_believed_less_on_a_cpu():
+    """Seen on two shared cores: the canary took 25 % longer, the same code 54 %. That is no verdict on the code."""
+    far = measured(steady(1.54), canary=1.25, device="cpu")
+    found = judge(far, QUIET)
+    assert (found.verdict, found.suspect) == ("inconclusive", False)
+    fresh = [measured(steady(1.54), canary=1.25)] * 4
+    assert judge(far | {"fresh": fresh}, QUIET).verdict == "inconclusive"
+    assert judge(far | {"device": "cuda"}, QUIET).suspect
+    assert judge(measured(steady(1.54), device="cpu"), QUIET).suspect
+
+
 def test_a_cell_too_noisy_for_the_wanted_effect_is_inconclusive():
     """By its nights or by tonight's samples; it says what it could have seen; what is asked for can be less."""
     noisy = nights(*(1 + 0.05 * (n % 3 - 1) for n in range(30)), scatter=0.04)

@@ -122,7 +122,7 @@ def test_history_marks_where_a_cell_changed(run, tmp_path):
     steps = [0.5] * 6 + [0.56] * 6
     for night, factor in enumerate(steps, 1):
         made = make_run(tmp_path / str(night), (1,), factor=factor * (1 + 0.002 * (night % 3)), night=night,
-                        canary=1 + 0.05 * (night % 2))  # fmt: skip
+                        canary=1 + 0.01 * (night % 2))  # fmt: skip
         accept(found(made, tmp_path, alone=4), Update(f"night {night}", replace=True))
     baselines = ("--baselines", tmp_path / "baselines")
     code, out, _ = run("history", "llama-7b/depth*/i12*", *baselines, "--out", tmp_path / "drawn")

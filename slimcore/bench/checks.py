@@ -72,11 +72,16 @@ def _lost(baseline: Baseline, planned: Collection[str]) -> Check | None:
     return Check("gone", "\n".join([*lines, "  where that is meant, accept it: --perf-update"]))
 
 
-def _machine(cells: Mapping[str, Record], judge: Judge, verdicts: Mapping[str, Judgement]) -> Check | None:
-    """The canary's own shift: taken off every cell, so said once."""
+def _canaries(cells: Mapping[str, Record], judge: Judge) -> tuple[list[float], list[float]]:
+    """The canary beside each cell, and its level on each night, in logarithms."""
     now = [canary_of(cell).centre for cell in cells.values() if cell.get("canary")]
     nights = [[canary_of(c).centre for c in n.cells.values() if c.get("canary")] for n in judge.baseline.nights]
-    levels = [median(night) for night in nights if night]
+    return now, [median(night) for night in nights if night]
+
+
+def _machine(cells: Mapping[str, Record], judge: Judge, verdicts: Mapping[str, Judgement]) -> Check | None:
+    """The canary's own shift: taken off every cell, so said once."""
+    now, levels = _canaries(cells, judge)
     if not now or not levels:
         return None
     device = judge.baseline.device
@@ -105,8 +110,12 @@ def _together(cells: Mapping[str, Record], judge: Judge) -> Check | None:
                if c["status"] == "ok" and i in known and c in known[i].nights]  # fmt: skip
         if own:
             before.append(median(own))
-    deviation = shrunk(robust_deviation(before), max(0, len(before) - 1), RULES[judge.baseline.device].night)
-    return _shared(median(shifts), deviation * math.sqrt(1 + MEDIAN / max(1, len(before))), len(shifts))
+    rule, (now, levels) = RULES[judge.baseline.device], _canaries(cells, judge)
+    deviation = shrunk(robust_deviation(before), max(0, len(before) - 1), rule.night)
+    doubt = rule.doubt * abs(median(now) - median(levels)) if now and levels else 0.0
+    return _shared(
+        median(shifts), math.hypot(deviation * math.sqrt(1 + MEDIAN / max(1, len(before))), doubt), len(shifts)
+    )
 
 
 def _together_beside(cells: Mapping[str, Record], judge: Judge) -> Check | None:

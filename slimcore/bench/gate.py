@@ -35,9 +35,14 @@ class Rule:
     night: float  # standard deviation of a cell's level from night to night, canary's shift taken off
     process: float  # and between two processes of one night
     detect: float  # the slowdown that a cell must be able to show, or it is inconclusive
+    doubt: float  # standard deviation of what the canary's shift leaves of a cell's, as a share of it
 
 
-RULES = {"cpu": Rule(night=0.015, process=0.014, detect=0.10), "cuda": Rule(night=0.008, process=0.005, detect=0.05)}
+# A GPU's clocks slow everything alike; a CPU's neighbours take cache and bandwidth from some work more than from other.
+RULES = {
+    "cpu": Rule(night=0.015, process=0.014, detect=0.10, doubt=0.5),
+    "cuda": Rule(night=0.008, process=0.005, detect=0.05, doubt=0.05),
+}
 
 
 @dataclass(frozen=True)
@@ -112,13 +117,15 @@ class Nights:
     def shift(self, measured: Record) -> Shift:
         """Against the middle of the nights; a measurement noisier than nights are counts with its own noise."""
         now, s = corrected(measured), self.deviation
-        return Shift(now.centre - median(self.centres), math.sqrt(max(s, now.error) ** 2 + self._uncertainty))
+        doubt = self._doubt(measured, measured)
+        s = math.sqrt(max(s, now.error) ** 2 + doubt**2 + self._uncertainty)
+        return Shift(now.centre - median(self.centres), s)
 
     def fresh_shift(self, measured: Record) -> Shift:
         """The mean over processes, which share one canary."""
         centres = [corrected(f).centre for f in measured["fresh"]]
         one = _deviation_of_processes(centres, self.deviation)
-        canary = canary_of(measured["fresh"][0]).error
+        canary = math.hypot(canary_of(measured["fresh"][0]).error, self._doubt(measured, measured["fresh"][0]))
         s = math.sqrt(one**2 / len(centres) + canary**2 + self._uncertainty)
         return Shift(fmean(centres) - median(self.centres), s)
 
@@ -135,6 +142,10 @@ class Nights:
             drift = _share(math.expm1(median(canary_of(m).centre for m in new) - self._canary))
             lines.append(f"canary: the machine takes {drift} for a fixed work (taken off above)")
         return lines
+
+    def _doubt(self, cell: Record, measured: Record) -> float:
+        """What taking off the canary's shift may be wrong by."""
+        return RULES[cell["device"]].doubt * abs(canary_of(measured).centre - self._canary)
 
     @cached_property
     def _latency(self) -> float:
