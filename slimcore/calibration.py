@@ -58,7 +58,7 @@ def calibration_tokens(
     built-in text. No special tokens. Raises TextError where a text is too short.
     """
     _positive(samples=samples, length=length)
-    sources = [source] if source is None or isinstance(source, str | Path) else list(source)
+    sources = text.several(source)
     if not 1 <= len(sources) <= samples:
         raise TextError(f"{samples} windows cannot be shared by {len(sources)} texts: give one text, or more windows")
     generator = torch.Generator().manual_seed(seed)
@@ -76,7 +76,7 @@ def _draw(
     tokenizer: PreTrainedTokenizerBase, origin: text.Text, samples: int, length: int, generator: torch.Generator
 ) -> list[Tensor]:
     windows: list[Tensor] = []
-    for ids in _tokenise(tokenizer, origin):
+    for ids in tokenise(tokenizer, origin):
         spare = len(ids) % length
         offset = int(torch.randint(spare + 1, (1,), generator=generator))
         windows += ids[offset : offset + len(ids) - spare].split(length) if len(ids) >= length else []
@@ -104,7 +104,7 @@ def heldout_tokens(
     """
     _positive(length=length - 1, limit=1 if limit is None else limit // length)
     origin = text.read(source, "heldout")
-    ids = torch.cat(_tokenise(tokenizer, origin))
+    ids = torch.cat(tokenise(tokenizer, origin))
     body = length - bos
     windows = list(ids[: len(ids) // body * body].split(body)) if len(ids) >= body else []
     if not windows:
@@ -130,7 +130,8 @@ def as_ids(tokens: Tokens | Tensor, vocabulary: int) -> Tensor:
     return ids.long()
 
 
-def _tokenise(tokenizer: PreTrainedTokenizerBase, origin: text.Text) -> list[Tensor]:
+def tokenise(tokenizer: PreTrainedTokenizerBase, origin: text.Text) -> list[Tensor]:
+    """The ids of each document, without special tokens."""
     # verbose=False: a whole document is longer than the model's context, and is meant to be.
     encoded = tokenizer(list(origin.documents), add_special_tokens=False, verbose=False)["input_ids"]
     return [torch.tensor(ids, dtype=torch.long) for ids in encoded]

@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from slimcore import text as texts
-from slimcore.calibration import Tokens, as_ids, calibration_tokens
+from slimcore.calibration import Tokens, as_ids, calibration_tokens, tokenise
 from slimcore.checkpoint import PLAN_FILE, check_writable, save
 from slimcore.errors import CheckpointError
 from slimcore.files import new_folder, write_text
@@ -217,12 +217,10 @@ def _windows(
     seed: int,
 ) -> Tokens:
     """All windows of a text, but no more than can be used, and a batch at least. Raises TextError."""
-    sources = [source] if source is None or isinstance(source, str | Path) else list(source)
-    counts = []
-    for one in sources:
-        documents = list(texts.read(one, "calibration").documents)
-        encoded = tokenizer(documents, add_special_tokens=False, verbose=False)["input_ids"]
-        counts.append(sum(len(ids) // max(1, length) for ids in encoded))
+    counts = [
+        sum(len(ids) // max(1, length) for ids in tokenise(tokenizer, texts.read(one, "calibration")))
+        for one in texts.several(source)
+    ]
     # Several texts give equal shares: the shortest one limits them.
     there = min(counts, default=0) * len(counts)
     samples = min(max(there, batch_size), steps * batch_size)

@@ -58,7 +58,7 @@ def sweep(settings: Settings, folder: Path) -> Path:
 
     Raises ResultsError where the folder holds another sweep.
     """
-    cuts = [(method, parse_method(method if method == DENSE else f"{method}:{ratio:g}"), ratio)
+    cuts = [(method, parse_method(_spec(method, ratio)), ratio)
             for method in settings.methods for ratio in (settings.ratios if method != DENSE else (0.0,))]  # fmt: skip
     path = folder / "sweep.json"
     rows = _known(path, settings)
@@ -190,12 +190,16 @@ def _panels(rows: Sequence[Record]) -> dict[str, list[pareto.Point]]:
     """One panel a held-out text."""
     return {
         text: [
-            pareto.point_of(row["method"] if row["method"] == DENSE else f"{row['method']}:{row['ratio']:g}",
-                            row["achieved"], row["perplexity"][text])
+            pareto.point_of(_spec(row["method"], row["ratio"]), row["achieved"], row["perplexity"][text])
             for row in rows
         ]
         for text in rows[0]["perplexity"]
-    }  # fmt: skip
+    }
+
+
+def _spec(method: str, ratio: float) -> str:
+    """A method and its ratio as grids write them."""
+    return method if method == DENSE else f"{method}:{ratio:g}"
 
 
 def _cost(cost: Record | None) -> str:
