@@ -79,7 +79,7 @@ def double(engine):
             if left > 2e-3:
                 time.sleep(left - 1e-3)
         if fixed:
-            _TOLD[:] = [due * random.uniform(0.999, 1.001)]
+            _TOLD[:] = [due * random.uniform(1, 1.002)]
         return output
 
     return slow

@@ -112,20 +112,41 @@ def clock(monkeypatch, *seconds):
 
 def test_warm_up_goes_on_until_three_agree_and_is_capped(monkeypatch):
     """2 % apart is agreement; a machine that never settles is measured all the same."""
-    protocol = Protocol(warmups=(3, 6), repeats=(1, 1))
+    protocol = Protocol(seconds=99.0, warmups=(3, 6), repeats=(1, 1))
     clock(monkeypatch, 3.0, 2.0, 1.0, 1.01, 1.0)
     assert measure.measure(tiny(), CELL, protocol).warmup_s == [3.0, 2.0, 1.0, 1.01, 1.0]
     clock(monkeypatch, *[float(n) for n in range(1, 99)])
     assert len(measure.measure(tiny(), CELL, protocol).warmup_s) == 6
 
 
+@pytest.mark.parametrize(("seconds", "count"), [(0.0, 1), (2.0, 2), (5.0, 3), (99.0, 4)])
+def test_long_runs_need_fewer_warm_ups(monkeypatch, seconds, count):
+    """The runs after the first, which may have compiled, have half the time of the repeats."""
+    clock(monkeypatch, 40.0, 2.0)
+    assert len(measure.measure(tiny(), CELL, Protocol(seconds=seconds)).warmup_s) == count
+
+
+def test_what_is_expected_of_a_cell_is_what_a_noisy_one_takes():
+    """Repeats until the time is used; the published protocol's numbers whatever they take."""
+    assert Protocol(seconds=6.0).expected(2.0, 0.5) == (3, 3)
+    assert Protocol(seconds=6.0).expected(10.0, 0.1) == (2, 3)
+    assert Protocol(seconds=6.0).expected(0.4, 0.1) == (3, 12)
+    assert measure.PAPER.expected(10.0, 1.0) == (10, 20)
+    assert [Protocol().again([1.0] * n) for n in (3, 5, 30)] == [3, 5, 15]
+
+
 @pytest.mark.parametrize(
     ("seconds", "times", "count"),
-    [(100.0, [1.0], 5), (0.0, [1.0, 2.0, 1.0, 3.0] * 9, 5), (1e9, [1.0, 2.0, 1.0, 3.0] * 9, 12)],
-    ids=["tight early", "time used", "at most"],
+    [
+        (100.0, [1.0], 5),
+        (0.0, [1.0, 2.0, 1.0, 3.0] * 9, 3),
+        (13.0, [1.0, 2.0, 1.0, 3.0] * 9, 4),
+        (1e9, [1.0, 2.0, 1.0, 3.0] * 9, 12),
+    ],
+    ids=["tight early", "time used at once", "time used", "at most"],
 )
 def test_repeats_end_when_tight_or_out_of_time(monkeypatch, seconds, times, count):
-    """Never fewer than five, never more than asked."""
+    """Five at least while there is time, three where a run takes all of it, never more than asked."""
     clock(monkeypatch, *times)
     timing = measure.measure(tiny(), CELL, Protocol(seconds=seconds, repeats=(5, 12), warmups=(1, 1)))
     assert len(timing.latency_s) == count

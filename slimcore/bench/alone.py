@@ -61,7 +61,7 @@ class Alone:
         # The fresh process needs the memory, and the model would be loaded anew for another one.
         self.drop()
         known = self._run.subjects.get(cell.subject)
-        count = max(self._protocol.repeats[0], len(record["latency_s"]) // 2)
+        count = self._protocol.again(record["latency_s"])
         fresh: list[dict[str, Any]] = []
         readings: list[list[float]] = []
         for _ in range(PROCESSES):

@@ -76,9 +76,8 @@ def forecast(
         fits = memory <= device.memory
         measuring = seconds if fits else 0.0 if replace(cell, batch=0) in lost else seconds
         if fits:
-            low, high = protocol.repeats
-            repeats = min(max(protocol.seconds / (seconds + first), low), high)
-            measuring = protocol.warmups[0] * seconds + (1 + repeats) * first + repeats * seconds
+            warmups, repeats = protocol.expected(seconds, first)
+            measuring = (warmups + repeats) * seconds + (1 + repeats) * first
         else:
             lost.add(replace(cell, batch=0))
         found.append(Forecast(cell, least, seconds, measuring, memory, fits))

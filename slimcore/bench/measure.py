@@ -28,16 +28,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 SLACK = 2**26  # bytes: workspaces of cuBLAS stay, and are no leak
+FEW = 3  # repeats, where they are so long that the time is used
 
 
 @dataclass(frozen=True)
 class Protocol:
     """How long a cell is warmed up and repeated."""
 
-    seconds: float = 6.0  # of timed repeats, after which no further one starts
-    repeats: tuple[int, int] = (5, 30)  # at least, at most
+    seconds: float = 6.0  # of timed repeats, after which no further one starts; half of it for warm-ups
+    repeats: tuple[int, int] = (5, 30)  # at least, while there is time; at most
     tight: float = 0.01  # relative half-width of the median's interval that ends a cell early
-    warmups: tuple[int, int] = (3, 4)
+    warmups: tuple[int, int] = (3, 4)  # at least, while there is time; at most
     steady: float = 0.02  # the last three warm-ups agree within this
     sample: bool = False  # draw tokens rather than take the likeliest
     events: bool = False  # time by CUDA events rather than by the host's clock
@@ -45,9 +46,34 @@ class Protocol:
     def wants_more(self, samples: Sequence[float], spent: float) -> bool:
         """Whether `samples`, which took `spent` seconds, are to be more: until they are tight or the time is used."""
         least, most = self.repeats
-        return len(samples) < least or (
-            len(samples) < most and spent < self.seconds and summarise(samples).spread > self.tight
-        )
+        if spent >= self.seconds:
+            return len(samples) < min(least, FEW)
+        return len(samples) < least or (len(samples) < most and summarise(samples).spread > self.tight)
+
+    def wants_warming(self, seconds: Sequence[float]) -> bool:
+        """Whether warm-ups, the latest of which took `seconds`, are to go on: until the last three agree.
+
+        One is enough where a run is long: it warms up by itself. The first may have compiled, and does not count.
+        """
+        least, most = self.warmups
+        if not seconds or len(seconds) >= most:
+            return not seconds
+        if sum(seconds[1:]) >= self.seconds / 2:
+            return False
+        return len(seconds) < least or not _steady(seconds[-3:], self.steady)
+
+    def again(self, samples: Sequence[float]) -> int:
+        """How many repeats a fresh process takes to measure a cell again that took `samples`."""
+        return max(min(self.repeats[0], len(samples)), len(samples) // 2)
+
+    def expected(self, whole: float, first: float) -> tuple[int, int]:
+        """Warm-ups and repeats of a cell whose generate takes `whole` seconds, `first` for one token."""
+        warmups: list[float] = []
+        while len(warmups) < self.warmups[0] and self.wants_warming(warmups):
+            warmups.append(whole)
+        least, most = self.repeats
+        in_time = math.ceil(min(self.seconds / (whole + first), most))
+        return len(warmups), max(min(least, FEW), in_time)
 
 
 # The published measurement of the figure: 10 and 20 runs, sampled, CUDA events.
@@ -114,9 +140,8 @@ class Generation:
         return self._timed(1)
 
     def warm_up(self, seconds: list[float]) -> None:
-        """Run until the last three agree, within the protocol's numbers; `seconds` takes each."""
-        least, most = self._protocol.warmups
-        while len(seconds) < least or (len(seconds) < most and not _steady(seconds[-3:], self._protocol.steady)):
+        """Run as often as the protocol asks; `seconds` takes each."""
+        while self._protocol.wants_warming(seconds):
             seconds.append(self.whole())
 
     def _timed(self, new_tokens: int) -> float:
@@ -209,7 +234,7 @@ def _events(work: Callable[[], Tensor], gpus: Sequence[int]) -> tuple[Tensor, fl
     return output, start.elapsed_time(end) / 1e3
 
 
-def _steady(seconds: list[float], within: float) -> bool:
+def _steady(seconds: Sequence[float], within: float) -> bool:
     return max(seconds) <= min(seconds) * (1 + within)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -50,8 +51,8 @@ class Pairs:
     def again(self, cell: Cell, record: Record) -> Record:
         """Times of `cell` in fresh pairs of processes, one pair after the other, and how far such pairs differ."""
         self.close()  # they hold memory that a fresh pair needs
-        count = max(self._protocol.repeats[0], len(record["latency_s"]) // 2)
-        protocol = replace(self._protocol, repeats=(count, count))
+        count = self._protocol.again(record["latency_s"])
+        protocol = replace(self._protocol, repeats=(count, count), seconds=math.inf)
         fresh = []
         for _ in range(PROCESSES):
             processes = start(self._roots, self._devices)

@@ -1,0 +1,126 @@
+"""What only a CUDA device can show: the same results as on a CPU, memory that comes back, clocks and joules."""
+
+import copy
+import gc
+
+import pytest
+import torch
+
+import slimcore
+from slimcore.bench import engines, measure
+from slimcore.bench.canary import Canary, at_hand
+from slimcore.bench.cell import Cell
+from slimcore.bench.environment import conditions, energy, has_cuda, machine_key, software
+from slimcore.bench.limit import least_bytes
+from slimcore.bench.remote import HERE
+from slimcore.cost import footprint
+from slimcore.methods import METHODS
+from slimcore.models import load
+from tests.helpers import VOCABULARY, ids, tiny
+
+pytestmark = pytest.mark.skipif(not has_cuda(), reason="no CUDA device")
+
+CELL = Cell("tiny", "dense", 12, 4, 2, "eager", "fp32", "cuda")
+
+
+@pytest.fixture(autouse=True)
+def exact():
+    """Products in float32, not TF32, so that a CPU's can be compared with them."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_scores_and_cuts_are_those_of_a_cpu(method):
+    """Every method: the same scores up to rounding, the same plan, the same pruned model."""
+    here, there = tiny(), tiny().to("cuda")
+    tokens = ids(windows=8, length=24)
+    plans = []
+    for model in (here, there):
+        scores = slimcore.score(model, tokens, method=method)
+        plans.append(slimcore.select(scores, ratio=0.3, protect=(1, 1)))
+        slimcore.prune_(model, plans[-1])
+    assert plans[0].keep == plans[1].keep
+    for layer, width in plans[0].width.items():
+        assert (width.kv_groups, width.channels) == (plans[1].width[layer].kv_groups, plans[1].width[layer].channels)
+    expected = slimcore.perplexity(here, tokens).value
+    assert slimcore.perplexity(there, tokens).value == pytest.approx(expected, rel=1e-4)
+
+
+def test_healing_is_that_of_a_cpu():
+    """Depth and width: the refitted weights agree, and lie where the model lies."""
+    dense, tokens = tiny(), ids(windows=16, length=24)
+    for method in ("depth-magnitude", "flap"):
+        plan = slimcore.select(slimcore.score(dense, tokens, method=method), ratio=0.3, protect=(1, 1))
+        models = [copy.deepcopy(dense), copy.deepcopy(dense).to("cuda")]
+        healed = [slimcore.heal_(model, plan, tokens).provenance["healed"] for model in models]
+        assert healed[1]["error_left"] == pytest.approx(healed[0]["error_left"], abs=1e-3)
+        assert healed[1]["perplexity"] == pytest.approx(healed[0]["perplexity"], rel=1e-3)
+        assert {p.device.type for p in models[1].parameters()} == {"cuda"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_engines_generate_the_same_tokens(dtype):
+    """Compiled against eager, at two shapes, and after a cut of the same model object."""
+    model = tiny(layers=4, dtype=dtype).to("cuda")
+    with measure.quiet():
+        for shape, new in (((1, 12), 8), ((4, 5), 8)):
+            tokens = measure.prompt(VOCABULARY, set(), shape, 0).to("cuda")
+            assert torch.equal(engines.compiled(model, tokens, new), engines.eager(model, tokens, new))
+        slimcore.prune_(model, slimcore.select(slimcore.unscored(model, method="magnitude"), ratio=0.4, protect=(0, 0)))
+        assert torch.equal(engines.compiled(model, tokens, new), engines.eager(model, tokens, new))
+
+
+def test_memory_that_ran_out_comes_back():
+    """The allocator's own figure; and the next cell runs in the same process."""
+    model, _ = load("llama-7b-mini", device="cuda")
+    before = measure.allocated("cuda")
+    free = torch.cuda.mem_get_info()[0]
+    rows = free // (4 * 512 * 688)  # the MLP's hidden states alone are twice what is free
+    huge = Cell("llama-7b-mini", "dense", 1024, 4, rows, "eager", "fp32", "cuda")
+    timing = measure.measure(model, huge, measure.PAPER)
+    assert timing.status == "oom"
+    assert "out of memory" in timing.detail
+    assert timing.kept_bytes == 0
+    gc.collect()
+    assert measure.allocated("cuda") - before < measure.SLACK
+    assert torch.cuda.mem_get_info()[0] > 0.9 * free
+    assert measure.measure(model, CELL, measure.Protocol(seconds=0.0)).status == "ok"
+
+
+def test_peak_is_at_least_what_was_counted():
+    """Weights and the cache, to which only activations and workspaces come."""
+    model, _ = load("llama-7b-mini", dtype="fp16", device="cuda")
+    cell = Cell("llama-7b-mini", "dense", 82, 32, 64, "eager", "fp16", "cuda")
+    timing = measure.measure(model, cell, measure.Protocol(seconds=0.0), Canary("cuda"))
+    least = least_bytes(footprint(model).as_dict(), (64, 82, 32))
+    assert least <= timing.peak_bytes < 4 * least
+    assert all(len(reading) == 2 for reading in timing.canary_s)
+
+
+def test_events_and_the_hosts_clock_agree():
+    """Two clocks on one generate, which takes tens of milliseconds."""
+    model, _ = load("llama-7b-mini", dtype="fp16", device="cuda")
+    cell = Cell("llama-7b-mini", "dense", 12, 16, 1, "eager", "fp16", "cuda")
+    with measure.quiet():
+        for _ in range(2):
+            host = measure.Generation(model, cell, measure.Protocol()).whole()
+        events = measure.Generation(model, cell, measure.Protocol(events=True)).whole()
+    assert events == pytest.approx(host, rel=0.5)
+
+
+def test_the_device_says_what_it_is():
+    """Peaks, conditions, joules where NVML is there, and a key without versions."""
+    device = at_hand("cuda")
+    assert device.flops > 1e12
+    assert device.bandwidth > 1e11
+    assert software(HERE, "cuda")["gpu"] == torch.cuda.get_device_name(0)
+    assert machine_key("cuda").endswith("gb-x1")
+    pytest.importorskip("pynvml")
+    told = conditions("cuda")
+    assert told["sm_mhz"] > 0
+    assert "throttled" in told
+    before = energy([0])
+    assert before is None or before >= 0
