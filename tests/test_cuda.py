@@ -62,10 +62,9 @@ def test_healing_is_that_of_a_cpu():
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's compiler has its own, of itself
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_engines_generate_the_same_tokens(dtype):
+def test_engines_generate_the_same_tokens():
     """Compiled against eager, at two shapes, and after a cut of the same model object."""
-    model = tiny(layers=4, dtype=dtype).to("cuda")
+    model = tiny(layers=4).to("cuda")
     with measure.quiet():
         for shape, new in (((1, 12), 8), ((4, 5), 8)):
             tokens = measure.prompt(VOCABULARY, set(), shape, 0).to("cuda")
@@ -98,7 +97,7 @@ def test_peak_is_at_least_what_was_counted():
     timing = measure.measure(model, cell, measure.Protocol(seconds=0.0), Canary("cuda"))
     least = least_bytes(footprint(model).as_dict(), (64, 82, 32))
     assert least <= timing.peak_bytes < 4 * least
-    assert all(len(reading) == 2 for reading in timing.canary_s)
+    assert all(len(reading) == 3 for reading in timing.canary_s)
 
 
 def test_events_and_the_hosts_clock_agree():
@@ -118,7 +117,7 @@ def test_the_device_says_what_it_is():
     assert device.flops > 1e12
     assert device.bandwidth > 1e11
     assert software(HERE, "cuda")["gpu"] == torch.cuda.get_device_name(0)
-    assert machine_key("cuda").endswith("gb-x1")
+    assert "gb-x1-on-" in machine_key("cuda")
     pytest.importorskip("pynvml")
     told = conditions("cuda")
     assert told["sm_mhz"] > 0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from slimcore.bench.canary import Canary
 from slimcore.bench.cell import Cell
 from slimcore.bench.environment import conditions
-from slimcore.bench.gate import PROCESSES, canary_level
+from slimcore.bench.gate import PROCESSES, canary_levels
 from slimcore.bench.measure import SLACK, Timing, allocated, give_back, measure, unless_out_of_memory
 from slimcore.bench.remote import HERE, Refused, Remote
 from slimcore.bench.subject import Subjects
@@ -53,8 +53,7 @@ class Alone:
             del subject
             self.drop()
         self._readings.extend(timing.canary_s)
-        canary = canary_level([reading for reading in self._readings if reading])
-        return timing.as_dict() | {"canary": canary, "conditions": conditions(cell.device)}
+        return timing.as_dict() | canary_levels(self._readings) | {"conditions": conditions(cell.device)}
 
     def again(self, cell: Cell, record: Record) -> Record:
         """Samples and canary of `cell` in fresh processes, one after the other; as many samples in each as before."""
@@ -70,8 +69,8 @@ class Alone:
                 readings += [process.canary() for _ in range(READINGS // PROCESSES)]
                 fresh.append({"latency_s": [round(process.time(), 9) for _ in range(count)]})
                 readings += [process.canary() for _ in range(READINGS // PROCESSES)]
-        canary = canary_level([reading for reading in readings if reading])
-        return {"fresh": [one | {"canary": canary} for one in fresh]}
+        canary = canary_levels(readings)
+        return {"fresh": [one | canary for one in fresh]}
 
     def drop(self) -> None:
         """Forget the model that is held, and give its memory back; where that fails, no more is measured in here."""
@@ -92,7 +91,7 @@ class Alone:
                 return Timing("oom", f"in a fresh process: {refused}").as_dict()
         if known is None:
             write({"kind": "subject"} | subject)
-        return timing | {"canary": canary_level(timing["canary_s"]), "conditions": conditions(cell.device)}
+        return timing | canary_levels(timing["canary_s"]) | {"conditions": conditions(cell.device)}
 
     def close(self) -> None:
         """Nothing is held beyond the process."""

@@ -145,6 +145,8 @@ def read_night(path: Path) -> Night:
             raise ResultsError(f"{path}: latency_s of {name} is {times!r}, expected positive seconds: {_REMEDY}")
         if (canary := cell.get("canary")) is not None and not _level(canary):
             raise ResultsError(f"{path}: canary of {name} is {canary!r}, expected a logarithm and its error: {_REMEDY}")
+        if (host := cell.get("host")) is not None and not _finite(host):
+            raise ResultsError(f"{path}: host of {name} is {host!r}, expected a logarithm: {_REMEDY}")
     try:
         return Night(
             path,
@@ -216,7 +218,7 @@ def _compact(cell: Record) -> Record:
     kept: Record = {"status": cell["status"]}
     if cell["status"] == "ok":
         kept["latency_s"] = [_digits(s) for s in cell["latency_s"]]
-        kept["canary"] = cell["canary"]
+        kept |= {name: cell[name] for name in ("canary", "host") if name in cell}
         if cell.get("conditions"):
             kept["conditions"] = cell["conditions"]
     return kept

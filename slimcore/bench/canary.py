@@ -1,4 +1,4 @@
-"""A fixed matrix product and a fixed memory copy: whether the machine is slow, whatever the code does."""
+"""A fixed matrix product, a memory copy, and launches: whether the machine is slow, whatever the code does."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from slimcore.bench.limit import CANARY, CONTEXT, Device, seen
 
 REPEATS = 7
+LAUNCHES = 512
 
 
 class Canary:
@@ -23,7 +24,10 @@ class Canary:
         self._warm = False
 
     def read(self) -> list[float]:
-        """Median seconds of the product and of the copy; nothing is kept allocated. Empty where memory is lacking."""
+        """Median seconds of the product and of the copy, and on a GPU of its host launching a number of operators.
+
+        Nothing is kept allocated. Empty where memory is lacking.
+        """
         edge, size = CANARY[self._device]
         kind = torch.float16 if self._device == "cuda" else torch.float32
         try:
@@ -39,18 +43,37 @@ class Canary:
                 _ = [self._time(work) for work in works for _ in range(3)]
                 self._warm = True
             _ = [self._time(work) for work in works]
-            return [round(median(self._time(work) for _ in range(REPEATS)), 9) for work in works]
+            read = [median(self._time(work) for _ in range(REPEATS)) for work in works]
+            if self._device == "cuda":
+                read.append(median(_launching(out[0, 0]) for _ in range(REPEATS)))
+            return [round(seconds, 9) for seconds in read]
 
     def _time(self, work: Callable[[], Tensor]) -> float:
-        self._wait()
+        """The device's own seconds: what the host takes to launch is read apart from them."""
+        if self._device == "cuda":
+            return _by_events(work)
         start = perf_counter()
         work()
-        self._wait()
         return perf_counter() - start
 
-    def _wait(self) -> None:
-        if self._device == "cuda":
-            torch.cuda.synchronize()
+
+def _by_events(work: Callable[[], Tensor]) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    work()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1e3
+
+
+def _launching(number: Tensor) -> float:
+    torch.cuda.synchronize()
+    start = perf_counter()
+    for _ in range(LAUNCHES):
+        number.mul_(1)
+    torch.cuda.synchronize()
+    return perf_counter() - start
 
 
 def at_hand(device: str) -> Device:

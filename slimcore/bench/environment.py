@@ -16,23 +16,28 @@ from typing import Any
 def machine_key(device: str, share: int = 1, devices: str | None = None) -> str:
     """Hardware only, from fields that do not jitter: no clocks, no software versions.
 
-    `nvidia-h100-80gb-hbm3-80gb-x1`, or `amd-epyc-25-1-2c`: CPU model, its family and model number, the cores that this
-    process may use; `share` of how many processes that measure at once, where they are several (they share memory's
-    bandwidth, so that their times are of another machine); `devices` as in `gpus`.
+    `amd-epyc-25-1-2c`: CPU model, its family and model number, the cores that this process may use; `share` of how many
+    processes that measure at once, where they are several (they share memory's bandwidth, so that their times are of
+    another machine). `nvidia-h200-140gb-x1-on-amd-epyc-25-1`: a GPU's host launches what it does, so it is part of the
+    machine; `devices` as in `gpus`.
     """
     if device == "cuda":
         import torch
 
         properties = torch.cuda.get_device_properties(0)
         memory = round(properties.total_memory / 2**30)
-        return _slug(f"{properties.name} {memory}gb x{gpus(devices)}")
+        return _slug(f"{properties.name} {memory}gb x{gpus(devices)} on {_cpu()}")
+    several = f" of {share}" if share > 1 else ""
+    return _slug(f"{_cpu()} {len(cores())}c{several}")
+
+
+def _cpu() -> str:
     import cpuinfo
 
     info = cpuinfo.get_cpu_info()
     brand = re.sub(r"@.*|\(R\)|\(TM\)|\bCPU\b", " ", info.get("brand_raw") or platform.machine())
     numbers = [str(info[k]) for k in ("family", "model") if k in info]
-    several = f" of {share}" if share > 1 else ""
-    return _slug(f"{brand} {' '.join(numbers)} {len(cores())}c{several}")
+    return f"{brand} {' '.join(numbers)}"
 
 
 def cores() -> list[int]:

@@ -9,7 +9,7 @@ z > CONFIRM and the change is over EFFECT. Where s is too large to see the wante
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import NormalDist, fmean, median, variance
@@ -26,6 +26,7 @@ PROCESSES = 4
 EFFECT = 0.02  # the smallest change that matters
 FASTER = 4.0  # z from which good news is told: it is not measured again
 FALSE_ALARM = 0.01  # chance over all cells, where they cannot be measured again
+HOST = 0.5  # standard deviation of what a GPU's host moves a cell by, as a share of what it moves launches by
 
 
 @dataclass(frozen=True)
@@ -141,11 +142,20 @@ class Nights:
         if self.nights[0].get("canary") and new[0].get("canary"):
             drift = _share(math.expm1(median(canary_of(m).centre for m in new) - self._canary))
             lines.append(f"canary: the machine takes {drift} for a fixed work (taken off above)")
+        if host := self._host_moved(new[0]):
+            lines.append(
+                f"host: it takes {_share(math.expm1(host))} to launch operators (not taken off; doubted for it)"
+            )
         return lines
 
     def _doubt(self, cell: Record, measured: Record) -> float:
-        """What taking off the canary's shift may be wrong by."""
-        return RULES[cell["device"]].doubt * abs(canary_of(measured).centre - self._canary)
+        """What taking off the canary's shift, and leaving the host's in, may be wrong by."""
+        return doubt(cell["device"], canary_of(measured).centre - self._canary, self._host_moved(measured))
+
+    def _host_moved(self, measured: Record) -> float:
+        """Logarithm of launching now over launching then; 0 where either was not read."""
+        then = [night["host"] for night in self.nights if night.get("host") is not None]
+        return measured["host"] - median(then) if then and measured.get("host") is not None else 0.0
 
     @cached_property
     def _latency(self) -> float:
@@ -213,15 +223,27 @@ def canary_of(measured: Record) -> Level:
     return Level(readings[0], readings[1], 0.0, 1)
 
 
-def canary_level(readings: Sequence[Sequence[float]]) -> tuple[float, float] | None:
-    """The canary's `canary` of a record, from readings: their middle and its error, in logarithms.
+def doubt(device: str, canary: float, host: float) -> float:
+    """Standard deviation of a cell's level where the canary and the host's launches moved so far, in logarithms.
 
-    A reading is the seconds of each of its works.
+    How much of a cell's time is the host's is not known: all of it in eager generation of small batches.
     """
-    if not readings:
-        return None
-    read = level([fmean(map(math.log, reading)) for reading in readings])
-    return round(read.centre, 6), round(read.error, 6)
+    return math.hypot(RULES[device].doubt * canary, HOST * host)
+
+
+def canary_levels(readings: Iterable[Sequence[float]]) -> dict[str, Any]:
+    """The `canary` of a record: the middle of the readings and its error; on a GPU its `host` too. In logarithms.
+
+    A reading is the seconds of a product, a copy and, on a GPU, of launches; an empty one could not be read.
+    """
+    read = [[math.log(seconds) for seconds in reading] for reading in readings if reading]
+    if not read:
+        return {"canary": None}
+    device = level([fmean(reading[:2]) for reading in read])
+    host = [launches for _, _, *more in read for launches in more]
+    return {"canary": (round(device.centre, 6), round(device.error, 6))} | (
+        {"host": round(level(host).centre, 6)} if host else {}
+    )
 
 
 def ratios(measured: Record) -> Level:

@@ -89,7 +89,7 @@ class Timing:
     latency_s: list[float] = field(default_factory=list)  # one whole generate each
     ttft_s: list[float] = field(default_factory=list)  # generate of one token, in pairs with latency_s
     warmup_s: list[float] = field(default_factory=list)
-    canary_s: list[list[float]] = field(default_factory=list)  # readings before and after: product, copy
+    canary_s: list[list[float]] = field(default_factory=list)  # readings before and after: see Canary
     peak_bytes: int | None = None  # CUDA: allocated; CPU: resident set of the process; None where it cannot be read
     joules: float | None = None  # a generated token, all rows counted; None where the device does not say
     kept_bytes: int = 0  # CUDA: that stayed allocated after running out of memory
