@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slimcore.bench.gate import Beside, Nights, judge
+from slimcore.bench.gate import Beside, Nights, canary_levels, judge
 from slimcore.bench.statistics import summarise
 from tests import simulation
 
@@ -95,6 +95,31 @@ def test_a_canary_that_moved_far_is_believed_less_on_a_cpu():
     assert judge(far | {"fresh": fresh}, QUIET).verdict == "inconclusive"
     assert judge(far | {"device": "cuda"}, QUIET).suspect
     assert judge(measured(steady(1.54), device="cpu"), QUIET).suspect
+
+
+def test_a_gpus_host_that_moved_far_leaves_doubt():
+    """Seen on two machines with one kind of GPU: product and copy alike, launching and the same code a half slower."""
+    before = Nights("ok", [measured([0.999, 1, 1.001], host=math.log(3e-3))] * 12, 0.008)
+    far = measured(steady(1.5), host=math.log(4.5e-3))
+    assert judge(far, before).verdict == "inconclusive"
+    assert "host: it takes 50.0% longer to launch operators" in judge(far, before).message
+    assert judge(far | {"fresh": [far] * 4}, before).verdict == "inconclusive"
+    # Beyond what the host explains, and where the host did not move, it is the code.
+    assert not judge(
+        measured(steady(4.0), host=far["host"], fresh=[measured(steady(4.0), host=far["host"])] * 4), before
+    ).passes
+    still = measured(steady(1.08), host=math.log(3.005e-3))
+    assert not judge(still | {"fresh": [still] * 4}, before).passes
+    # A night from before launches were read says nothing of them.
+    assert judge(measured(steady(1.0), host=far["host"]), QUIET).verdict == "same"
+
+
+def test_the_canarys_readings_become_two_levels():
+    """Product and copy are the device's; launches, which only a GPU has, the host's; an empty reading was none."""
+    assert canary_levels([[1.0, 1.0]]) == {"canary": (0.0, 0.0)}
+    found = canary_levels([[1.0, math.e**2, math.e], [], [1.0, math.e**2, math.e]])
+    assert found == {"canary": (1.0, 0.0), "host": 1.0}
+    assert canary_levels([[], []]) == {"canary": None}
 
 
 def test_a_cell_too_noisy_for_the_wanted_effect_is_inconclusive():

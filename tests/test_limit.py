@@ -1,5 +1,6 @@
 """The limit and the forecast: counted by hand, against what torch allocates, and against published sizes."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -113,7 +114,7 @@ def test_a_budget_takes_the_most_telling_cells_first():
     assert forecast.within(found, subjects, 1e9) == {f.cell for f in found}
     assert len(forecast.within(found, subjects, 0)) == 1
     first = [f for f in found if f.cell.output_tokens == 8 and f.cell.batch in (1, 4)]
-    enough = sum(f.measuring for f in first) + forecast.building(subjects.values())
+    enough = sum(f.measuring for f in first) + forecast.building(subjects.values(), "cuda")
     assert forecast.within(found, subjects, enough * 1.001) == {f.cell for f in first}
     assert forecast.outside_in([1, 8, 16, 32, 64, 128, 256, 384]) == [1, 384, 32, 8, 128, 16, 64, 256]
     assert forecast.outside_in([5]) == [5]
@@ -133,6 +134,32 @@ def test_the_report_tells_the_published_reading(tmp_path):
     slower = make_run(tmp_path / "slower", (1,), factor=1.1)
     assert "| depth pruning is above dense at every M | 0 of 2 panels |" in story.told(list(slower.cells.values()))
     assert story.told([c for c in run.cells.values() if c["method"] == "dense"]) == ""
+
+
+def test_each_engine_has_a_reading_of_its_own(tmp_path):
+    """Ours is faster than dense in eager generation and not in compiled; beside each other, times are said."""
+    run = make_run(tmp_path / "run", (1,), factor=0.5)
+    cells = list(run.cells.values())
+    for cell in run.cells.values():
+        same = 0.05 if cell["method"] == "dense" else 0.1
+        cells.append(cell | {"engine": "compiled", "id": cell["id"].replace("eager", "compiled"),
+                             "latency_s": [same * t for t in cell["latency_s"]]})  # fmt: skip
+    text = story.told(cells)
+    assert re.search(r"\| depth pruning is above dense at every M \| eager fp16 +\| 2 of 2 panels", text)
+    assert re.search(r"\| depth pruning is above dense at every M \| compiled fp16 +\| 0 of 2 panels", text)
+    (row,) = [line for line in story.side_by_side(cells).splitlines() if "llama-7b/dense/i12-o128/m1 " in line]
+    assert "(x20.00)" in row
+    assert story.side_by_side(list(run.cells.values())) == ""
+
+
+def test_what_only_the_first_run_takes_is_planned_for():
+    """Compiling a layer at a time; on a GPU an attention kernel for each length of the cache."""
+    cells = [Cell("tiny", "dense", 12, 128, 1, engine, "fp16", "cuda") for engine in ("eager", "compiled")]
+    subjects = forecast.costs(cells)
+    for protocol in (Protocol(seconds=0.0), Protocol(seconds=60.0)):
+        eager, compiled = forecast.forecast(cells, subjects, SLOW, protocol)
+        assert eager.measuring > 128 * forecast.KERNELS + 3 * eager.seconds
+        assert compiled.measuring > 8 * forecast.COMPILING + 3 * compiled.seconds
 
 
 def test_the_vocabulary_and_the_head_are_part_of_the_footprint():

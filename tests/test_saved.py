@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from slimcore.bench import checks, results
+from slimcore.bench import checks, report, results
 from slimcore.bench.conclusion import Update, accept
 from slimcore.bench.history import changes
 from tests.made_up import found, make_run
@@ -181,6 +181,21 @@ def test_a_slowdown_that_all_cells_share_and_the_canary_does_not_fails(tmp_path)
     assert "8 cells that are not slower by themselves together take 3.5% longer" in failed(slow, tmp_path)["together"]
 
 
+def test_what_a_gpus_host_explains_is_not_called_a_common_slowdown(tmp_path):
+    """All cells 3.5 % slower, launching 3.5 % slower as well: the host is as good a reason as the code."""
+    for night, slower in [*((n, 1.0) for n in range(1, 13)), (13, 1.035)]:
+        made = make_run(tmp_path / str(night), (1, 8), night=night)
+        for cell in made.cells.values():
+            cell["latency_s"] = [t * slower for t in cell["latency_s"]]
+            cell["host"] = math.log(3e-3 * slower)
+        if night < 13:
+            accept(found(made, tmp_path), Update("night"))
+    assert "together" not in failed(made, tmp_path)
+    for cell in made.cells.values():
+        cell["host"] = math.log(3e-3)
+    assert "together" in failed(made, tmp_path)
+
+
 def test_small_steps_add_up_to_a_drift_from_the_release(tmp_path):
     """0.5 % a night is never slower than the nights before; over 5 % since the pinned release is told."""
     drift = {}
@@ -213,6 +228,24 @@ def test_costs_are_gated_exactly_and_on_any_machine(tmp_path):
     assert "operator" not in names["costs[llama-7b/depth-ppl:9L]"]
     ours["perplexity"]["tokens"] = quality["tokens"] | {"text": "other"}
     assert set(failed(elsewhere, tmp_path)) == {"costs[llama-7b/dense]"}
+
+
+def test_more_operators_are_the_codes_fault_only_with_the_same_libraries(tmp_path):
+    """A newer transformers may call more of them: told, not failed."""
+    first, new = make_run(tmp_path / "1", (1,)), make_run(tmp_path / "2", (1,), night=2)
+    for subject in first.subjects.values():
+        subject["counted_by"] = "torch 2.11.0, transformers 5.17.0"
+    accept(found(first, tmp_path), Update("first"))
+    dense, _ = new.subjects.values()
+    dense |= {
+        "footprint": dense["footprint"] | {"operator_calls_per_token": 2},
+        "counted_by": "torch 2.11.0, transformers 5.17.0",
+    }
+    assert set(failed(new, tmp_path)) == {"costs[llama-7b/dense]"}
+    dense["counted_by"] = "torch 2.13.0, transformers 5.24.0"
+    assert not failed(new, tmp_path)
+    text = report.write(found(new, tmp_path)).read_text()
+    assert "1 -> 2 (torch 2.11.0, transformers 5.17.0 -> torch 2.13.0, transformers 5.24.0)" in text
 
 
 def test_a_renamed_cell_fails_and_its_new_name_is_guessed(tmp_path):

@@ -195,9 +195,13 @@ def write(
 
 
 def cost_of(subject: Record) -> Record:
-    """What of a subject is accepted: footprint, and perplexity with what it was measured on."""
+    """What of a subject is accepted: footprint, what counted its operators, perplexity with what it was measured on."""
     quality = subject["perplexity"]
-    return {"footprint": subject["footprint"], "perplexity": quality and _without_hashes(quality)}
+    return {
+        "footprint": subject["footprint"],
+        "counted_by": subject.get("counted_by"),
+        "perplexity": quality and _without_hashes(quality),
+    }
 
 
 def _left(subject: str, gone: Collection[str], histories: Mapping[str, Any]) -> bool:

@@ -20,6 +20,7 @@ CANARY = {"cpu": 0.15, "cuda": 0.01}  # night to night deviation that is expecte
 CANARY_EFFECT = 0.05
 DRIFT = 0.05  # since the release
 RECENT = 5  # nights that say where a cell is now
+OPERATORS = "operator_calls_per_token"
 PERPLEXITY = 1e-3  # relative; below lies what another order of float operations does
 
 
@@ -186,14 +187,19 @@ def costs(subjects: Mapping[tuple[str, str], Record], old: Mapping[str, Record],
 
 
 def changed_costs(new: Record, old: Record | None) -> list[tuple[str, bool]]:
-    """Every cost that changed, in words, and whether it is worse."""
+    """Every cost that changed, in words, and whether it is worse.
+
+    More operators are not where other versions of the libraries call them: those are no change of ours.
+    """
     if old is None:
         return []
-    lines = [
-        (f"{name} {old['footprint'][name]:,} -> {value:,}", value > old["footprint"][name])
-        for name, value in new["footprint"].items()
-        if name in old["footprint"] and value != old["footprint"][name]
-    ]
+    lines = []
+    for name, value in new["footprint"].items():
+        before = old["footprint"].get(name, value)
+        if value != before:
+            by, then = ((x.get("counted_by") if name == OPERATORS else None) for x in (new, old))
+            others = "" if by == then else f" ({then or 'unknown versions'} -> {by})"
+            lines.append((f"{name} {before:,} -> {value:,}{others}", value > before and not others))
     a, b = old.get("perplexity"), new.get("perplexity")
     if a and b and _same_text(a, b) and abs(b["value"] / a["value"] - 1) > PERPLEXITY:
         lines.append((f"perplexity {a['value']:.4f} -> {b['value']:.4f}", b["value"] > a["value"]))

@@ -16,10 +16,13 @@ if TYPE_CHECKING:
 
 Record = dict[str, Any]
 
-# Guesses, good to a factor of two: how near to its limit generation comes, and what a layer costs the host to launch.
+# Guesses, good to a factor of two, from an H200 (torch 2.11) and from two CPU cores: how near to its limit generation
+# comes, what a layer costs the host to launch, to compile, and to build.
 EFFICIENCY = {"cuda": 0.6, "cpu": 0.3}
 LAUNCH = {"eager": 6e-4, "compiled": 5e-5}  # seconds a layer and step
-BUILD = (5.0, 1e-9)  # seconds for a subject, and for each byte of its weights
+COMPILING = 0.8  # seconds a layer
+KERNELS = 0.045  # seconds for each length of the cache: cuDNN plans its attention anew for each, once a shape
+BUILD = {"cuda": (2.0, 4e-10), "cpu": (10.0, 1e-9)}  # seconds for a subject, and for each byte of its weights
 
 
 @dataclass(frozen=True)
@@ -77,16 +80,24 @@ def forecast(
         measuring = seconds if fits else 0.0 if replace(cell, batch=0) in lost else seconds
         if fits:
             warmups, repeats = protocol.expected(seconds, first)
-            measuring = (warmups + repeats) * seconds + (1 + repeats) * first
+            measuring = (warmups + repeats) * seconds + (1 + repeats) * first + _once(cell, cost["layers"])
         else:
             lost.add(replace(cell, batch=0))
         found.append(Forecast(cell, least, seconds, measuring, memory, fits))
     return found
 
 
-def building(subjects: Iterable[Record]) -> float:
-    """Seconds that building them takes, expected."""
-    return sum((BUILD[0] + BUILD[1] * float(s["footprint"]["weight_bytes"]) for s in subjects), 0.0)
+def _once(cell: Cell, layers: int) -> float:
+    """Seconds that only the first run of a shape takes."""
+    if cell.engine == "compiled":
+        return COMPILING * layers
+    return KERNELS * cell.output_tokens if cell.device == "cuda" and cell.engine == "eager" else 0.0
+
+
+def building(subjects: Iterable[Record], device: str) -> float:
+    """Seconds that building them takes, expected, on a kind of device."""
+    one, byte = BUILD[device]
+    return sum((one + byte * float(s["footprint"]["weight_bytes"]) for s in subjects), 0.0)
 
 
 def described(forecasts: Sequence[Forecast], subjects: Mapping[tuple[str, str], Record], device: Device) -> list[str]:
@@ -102,7 +113,7 @@ def described(forecasts: Sequence[Forecast], subjects: Mapping[tuple[str, str], 
         for f in forecasts
     ]
     lost = sum(not f.fits for f in forecasts)
-    total = sum(f.measuring for f in forecasts) + building(subjects.values())
+    total = sum(f.measuring for f in forecasts) + building(subjects.values(), forecasts[0].cell.device)
     return [
         *tabulated(rows).splitlines(),
         "",
@@ -170,7 +181,8 @@ def within(forecasts: Sequence[Forecast], subjects: Mapping[tuple[str, str], Rec
         forecasts,
         key=lambda f: (panels.index((f.cell.output_tokens, f.cell.input_tokens)), batches.index(f.cell.batch)),
     ):
-        left -= one.measuring + (0.0 if one.cell.subject in built else building([subjects[one.cell.subject]]))
+        new = [] if one.cell.subject in built else [subjects[one.cell.subject]]
+        left -= one.measuring + building(new, one.cell.device)
         if left < 0 and chosen:
             break
         chosen.add(one.cell)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from slimcore.bench.engines.eager import eager
@@ -41,3 +42,8 @@ def operator_calls(model: PreTrainedModel) -> int:
         return counter.calls
 
     return calls(3) - calls(2)
+
+
+def counted_by() -> str:
+    """The versions that the number of operators depends on."""
+    return f"torch {torch.__version__.partition('+')[0]}, transformers {transformers.__version__}"

@@ -17,19 +17,43 @@ PLATEAU = 1.1  # a doubled batch that gives less than this more is on it
 
 
 def told(cells: Sequence[Record]) -> str:
-    """Tables of what pruning bought, panel by panel, and of the reading; empty without dense and another method."""
+    """Tables of what pruning bought, panel by panel, and of the reading; empty without dense and another method.
+
+    Each engine has panels and readings of its own: whether they hold where nothing is launched by Python is a finding.
+    """
     rows: list[dict[str, str]] = []
-    held: dict[str, list[bool]] = {}
-    for panel in _groups(cells, "model", "input_tokens", "output_tokens"):
-        if DENSE in (ladders := _ladders(panel)) and len(ladders) > 1:
-            one = panel[0]
-            rows += _rows(f"{one['model']}, {one['input_tokens']} in, {one['output_tokens']} out", ladders, held)
-    if not rows:
-        return ""
-    reading = [
-        {"reading": claim, "holds in": f"{sum(panels)} of {len(panels)} panels"} for claim, panels in held.items()
-    ]
-    return f"{tabulated(rows)}\n\n{_NOTE}\n\n{tabulated(reading)}"
+    reading: list[dict[str, str]] = []
+    first = [c for c in cells if c["round"] == 1]
+    ways = _groups(first, "engine", "dtype")
+    for way in ways:
+        held: dict[str, list[bool]] = {}
+        engine = {"engine": " ".join((way[0]["engine"], way[0]["dtype"]))} if len(ways) > 1 else {}
+        for panel in _groups(way, "model", "input_tokens", "output_tokens"):
+            ladders = {own[0]["method"]: {c["batch"]: c for c in own} for own in _groups(panel, "method")}
+            if DENSE in ladders and len(ladders) > 1:
+                one = panel[0]
+                name = f"{one['model']}, {one['input_tokens']} in, {one['output_tokens']} out"
+                rows += [{"panel": name} | engine | row for row in _rows(ladders, held)]
+        reading += [
+            {"reading": claim} | engine | {"holds in": f"{sum(panels)} of {len(panels)} panels"}
+            for claim, panels in held.items()
+        ]
+    return f"{tabulated(rows)}\n\n{_NOTE}\n\n{tabulated(reading)}" if rows else ""
+
+
+def side_by_side(cells: Sequence[Record]) -> str:
+    """A table of tokens a second by engine, where a cell has a time by several; empty where none has."""
+    rows = []
+    for alike in _groups(cells, "model", "method", "input_tokens", "output_tokens", "batch", "dtype", "round"):
+        ran = [c for c in alike if c["status"] == "ok"]
+        if len(ran) > 1:
+            first = throughput(ran[0])
+            speeds = [(c["engine"], throughput(c)) for c in ran]
+            rows.append(
+                {"cell": ran[0]["id"].rpartition("/")[0]}
+                | {engine: f"{speed:,.1f} (x{speed / first:.2f})" for engine, speed in speeds}
+            )
+    return tabulated(rows) if rows else ""
 
 
 _NOTE = (
@@ -54,14 +78,7 @@ def _groups(cells: Sequence[Record], *names: str) -> list[list[Record]]:
     return list(groups.values())
 
 
-def _ladders(panel: Sequence[Record]) -> dict[str, Ladder]:
-    """Of the first engine and round."""
-    first = panel[0]["engine"], panel[0]["dtype"], 1
-    chosen = [c for c in panel if (c["engine"], c["dtype"], c["round"]) == first]
-    return {own[0]["method"]: {c["batch"]: c for c in own} for own in _groups(chosen, "method")}
-
-
-def _rows(panel: str, ladders: Mapping[str, Ladder], held: dict[str, list[bool]]) -> list[dict[str, str]]:
+def _rows(ladders: Mapping[str, Ladder], held: dict[str, list[bool]]) -> list[dict[str, str]]:
     dense = ladders[DENSE]
     speeds = {m: _speeds(ladder) for m, ladder in ladders.items()}
     depth = next((m for m in ladders if _kind(m) == "depth"), None)
@@ -72,7 +89,6 @@ def _rows(panel: str, ladders: Mapping[str, Ladder], held: dict[str, list[bool]]
         best = max(speeds[method].values(), default=0.0) / max(speeds[DENSE].values(), default=1.0)
         rows.append(
             {
-                "panel": panel,
                 "method": method,
                 "vs dense": "" if method == DENSE or not gains else f"x{gains[0]:.2f} to x{gains[-1]:.2f}",
                 "largest M": _largest(ladder),

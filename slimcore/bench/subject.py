@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from slimcore.bench.cell import DENSE, DTYPES, Cell, Cut, parse_method
-from slimcore.bench.operators import operator_calls
+from slimcore.bench.operators import counted_by, operator_calls
 from slimcore.calibration import Tokens, calibration_tokens, heldout_tokens
 from slimcore.cost import footprint
 from slimcore.healing import heal_
@@ -106,6 +106,7 @@ class Subjects:
             "label": DENSE if cut is None else cut.label,
             "footprint": known.get("footprint")
             or footprint(model).as_dict() | {"operator_calls_per_token": operator_calls(model)},
+            "counted_by": known.get("counted_by") or counted_by(),
             "perplexity": quality,
             # Scores of what is inside layers take a hundred times the space of the rest.
             "plan": None if plan is None else plan.without_width_scores().as_dict(),
