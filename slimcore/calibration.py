@@ -50,12 +50,14 @@ def calibration_tokens(
     length: int = 128,
     seed: int = 0,
     source: str | Path | Sequence[str | Path] | None = None,
+    least: int | None = None,
 ) -> Tokens:
     """Draw `samples` windows of `length` tokens at random, none overlapping another.
 
     Each document is cut into consecutive windows at a random offset; the windows are drawn without replacement.
     `source` as in `slimcore.text.read`, or several, which give equal shares; None is the calibration half of the
-    built-in text. No special tokens. Raises TextError where a text is too short.
+    built-in text. No special tokens. Raises TextError where a text is too short; where `least` windows are enough, all
+    are taken that there are.
     """
     _positive(samples=samples, length=length)
     sources = text.several(source)
@@ -63,29 +65,31 @@ def calibration_tokens(
         raise TextError(f"{samples} windows cannot be shared by {len(sources)} texts: give one text, or more windows")
     generator = torch.Generator().manual_seed(seed)
     origins = [text.read(one, "calibration") for one in sources]
-    shares = [samples // len(origins) + (i < samples % len(origins)) for i in range(len(origins))]
-    windows = [
-        window
-        for origin, share in zip(origins, shares, strict=True)
-        for window in _draw(tokenizer, origin, share, length, generator)
-    ]
+    drawn = [_drawn(tokenizer, origin, length, generator) for origin in origins]
+    if least is not None:
+        samples = max(least, min(samples, len(drawn) * min(map(len, drawn))))
+    windows: list[Tensor] = []
+    for i, (origin, there) in enumerate(zip(origins, drawn, strict=True)):
+        share = samples // len(origins) + (i < samples % len(origins))
+        if len(there) < share:
+            raise TextError(
+                f"{origin.name} gives {len(there)} windows of {length} tokens, {share} were asked:"
+                " use a longer text, or ask for fewer or shorter windows"
+            )
+        windows += there[:share]
     return _tokens(tokenizer, origins, windows, bos=False, seed=seed)
 
 
-def _draw(
-    tokenizer: PreTrainedTokenizerBase, origin: text.Text, samples: int, length: int, generator: torch.Generator
+def _drawn(
+    tokenizer: PreTrainedTokenizerBase, origin: text.Text, length: int, generator: torch.Generator
 ) -> list[Tensor]:
+    """All windows of a text, in the order in which they are drawn."""
     windows: list[Tensor] = []
-    for ids in tokenise(tokenizer, origin):
+    for ids in _tokenised(tokenizer, origin):
         spare = len(ids) % length
         offset = int(torch.randint(spare + 1, (1,), generator=generator))
         windows += ids[offset : offset + len(ids) - spare].split(length) if len(ids) >= length else []
-    if len(windows) < samples:
-        raise TextError(
-            f"{origin.name} gives {len(windows)} windows of {length} tokens, {samples} were asked:"
-            " use a longer text, or ask for fewer or shorter windows"
-        )
-    return [windows[i] for i in torch.randperm(len(windows), generator=generator)[:samples].tolist()]
+    return [windows[i] for i in torch.randperm(len(windows), generator=generator).tolist()]
 
 
 def heldout_tokens(
@@ -104,7 +108,7 @@ def heldout_tokens(
     """
     _positive(length=length - 1, limit=1 if limit is None else limit // length)
     origin = text.read(source, "heldout")
-    ids = torch.cat(tokenise(tokenizer, origin))
+    ids = torch.cat(_tokenised(tokenizer, origin))
     body = length - bos
     windows = list(ids[: len(ids) // body * body].split(body)) if len(ids) >= body else []
     if not windows:
@@ -130,7 +134,7 @@ def as_ids(tokens: Tokens | Tensor, vocabulary: int) -> Tensor:
     return ids.long()
 
 
-def tokenise(tokenizer: PreTrainedTokenizerBase, origin: text.Text) -> list[Tensor]:
+def _tokenised(tokenizer: PreTrainedTokenizerBase, origin: text.Text) -> list[Tensor]:
     """The ids of each document, without special tokens."""
     # verbose=False: a whole document is longer than the model's context, and is meant to be.
     encoded = tokenizer(list(origin.documents), add_special_tokens=False, verbose=False)["input_ids"]

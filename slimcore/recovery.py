@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import time
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from importlib.util import find_spec
@@ -24,23 +21,21 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from slimcore import text as texts
-from slimcore.calibration import Tokens, as_ids, calibration_tokens, tokenise
+from slimcore.calibration import as_ids, calibration_tokens
 from slimcore.checkpoint import PLAN_FILE, check_writable, save
 from slimcore.errors import CheckpointError
-from slimcore.files import new_folder, write_text
+from slimcore.files import new_file, new_folder, write_text
 from slimcore.models import load
 from slimcore.plan import Plan
 from slimcore.progress import progress
-from slimcore.structure import PROJECTIONS, decoder
+from slimcore.structure import decoder
+from slimcore.training import Training, order_of, rate_at
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 SCHEMA = "slimcore.recovery/1"
 RECOVERY_FILE, CURVE_FILE = "recovery.json", "recovery.png"
-CLIP = 1.0  # of the gradient's norm
-MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW keeps of a weight, beside the number of steps
 
 
 @dataclass(frozen=True)
@@ -85,7 +80,9 @@ def recover(
     model, tokenizer = load(folder, device=device)
     if tokenizer is None:
         raise CheckpointError(f"{folder} has no tokenizer, and a text needs one: save the model with its own")
-    tokens = _windows(tokenizer, text, batch_size=batch_size, steps=steps, length=length, seed=seed)
+    tokens = calibration_tokens(
+        tokenizer, samples=steps * batch_size, length=length, seed=seed, source=text, least=batch_size
+    )
     if plan is not None:
         plan = replace(plan, provenance=plan.provenance | {"recovered": tokens.describe()})
     ids = as_ids(tokens, decoder(model).vocabulary)
@@ -105,7 +102,7 @@ def recover(
     work = out.with_name(f".{out.name}.recovering")
     earlier = _read_state(work, arguments)
     dtype = model.dtype
-    training = _Training(model.float(), rank, seed)  # half-precision gradients underflow
+    training = Training(model.float(), rank, seed)  # half-precision gradients underflow
     if earlier is not None:
         training.restore_(*earlier)
     try:
@@ -124,66 +121,15 @@ def recover(
     return done
 
 
-class _Training:
-    """Adapters on a model, their optimizer, and how far they have come."""
-
-    def __init__(self, model: PreTrainedModel, rank: int, seed: int) -> None:
-        from peft import LoraConfig, get_peft_model
-
-        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(PROJECTIONS), task_type="CAUSAL_LM")
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            torch.default_generator.manual_seed(seed)
-            warnings.simplefilter("ignore", FutureWarning)  # PEFT reads what transformers has deprecated
-            self.adapted = get_peft_model(model, config)
-        self.weights = {name: p for name, p in self.adapted.named_parameters() if p.requires_grad}
-        self.optimizer = torch.optim.AdamW(self.weights.values(), weight_decay=0.0)
-        self.losses: list[float] = []
-        self.seconds = 0.0
-
-    def step_(self, batch: Tensor, rate: float) -> None:
-        """One step on windows (B, T). Raises CheckpointError, the weights unchanged, where it is not a finite one."""
-        began = time.perf_counter()
-        loss = self.adapted(input_ids=batch, labels=batch, use_cache=False).loss
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(list(self.weights.values()), CLIP)
-        if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
-            raise CheckpointError(
-                f"step {len(self.losses) + 1} has loss {loss.item():g} and a gradient of norm {norm.item():g}, which"
-                " must be finite: nothing is saved; try a lower learning rate, and see that the model's perplexity"
-                " is finite to begin with"
-            )
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.losses.append(loss.item())
-        self.seconds += time.perf_counter() - began
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Adapter weights and optimizer moments by name."""
-        found = {name: p.detach() for name, p in self.weights.items()}
-        for name, weight in self.weights.items():
-            found |= {f"{moment}.{name}": self.optimizer.state[weight][moment] for moment in MOMENTS}
-        return found
-
-    def restore_(self, reached: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Go back to what `tensors` and `reached` say."""
-        self.losses, self.seconds = list(reached["losses"]), float(reached["seconds"])
-        for name, weight in self.weights.items():
-            weight.data.copy_(tensors[name])
-            moments = {moment: tensors[f"{moment}.{name}"].to(weight.device, copy=True) for moment in MOMENTS}
-            self.optimizer.state[weight] = {"step": torch.tensor(float(len(self.losses)))} | moments
-
-
-def _train_(training: _Training, ids: Tensor, arguments: dict[str, Any], every: int, work: Path) -> None:
+def _train_(training: Training, ids: Tensor, arguments: dict[str, Any], every: int, work: Path) -> None:
     """Take the steps that are left."""
     steps = arguments["steps"]
-    order = _order(len(ids), steps, arguments["batch_size"], arguments["seed"])
+    order = order_of(len(ids), steps, arguments["batch_size"], arguments["seed"])
     device = next(iter(training.weights.values())).device
     bar = progress(range(len(training.losses), steps), "recovery")
     for step in bar:
         try:
-            training.step_(ids[order[step]].to(device), arguments["learning_rate"] * _rate(step, steps))
+            training.step_(ids[order[step]].to(device), arguments["learning_rate"] * rate_at(step, steps))
         except CheckpointError:
             shutil.rmtree(work)  # going on from there would end here again
             raise
@@ -191,40 +137,6 @@ def _train_(training: _Training, ids: Tensor, arguments: dict[str, Any], every: 
             bar.set_postfix_str(f"loss {training.losses[-1]:.3f}", refresh=False)
         if (step + 1) % every == 0 or step + 1 == steps:
             _write_state(work, arguments, training)
-
-
-def _rate(step: int, steps: int) -> float:
-    """Share of the learning rate at `step`, from 0: up for a tenth of the steps, 100 at most, then down towards 0."""
-    warmup = min(100, steps // 10)
-    return min((step + 1) / (warmup + 1), (steps - step) / (steps - warmup))
-
-
-def _order(windows: int, steps: int, batch_size: int, seed: int) -> Tensor:
-    """The windows of each step, (steps, batch_size): all of them shuffled, then shuffled again, and so on."""
-    generator = torch.Generator().manual_seed(seed)
-    rounds = math.ceil(steps * batch_size / windows)
-    drawn = torch.cat([torch.randperm(windows, generator=generator) for _ in range(rounds)])
-    return drawn[: steps * batch_size].view(steps, batch_size)
-
-
-def _windows(
-    tokenizer: PreTrainedTokenizerBase,
-    source: str | Path | Sequence[str | Path] | None,
-    *,
-    batch_size: int,
-    steps: int,
-    length: int,
-    seed: int,
-) -> Tokens:
-    """All windows of a text, but no more than can be used, and a batch at least. Raises TextError."""
-    counts = [
-        sum(len(ids) // max(1, length) for ids in tokenise(tokenizer, texts.read(one, "calibration")))
-        for one in texts.several(source)
-    ]
-    # Several texts give equal shares: the shortest one limits them.
-    there = min(counts, default=0) * len(counts)
-    samples = min(max(there, batch_size), steps * batch_size)
-    return calibration_tokens(tokenizer, samples=samples, length=length, seed=seed, source=source)
 
 
 def _read_state(work: Path, arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
@@ -254,16 +166,13 @@ def _read_state(work: Path, arguments: dict[str, Any]) -> tuple[dict[str, Any], 
     return reached, tensors
 
 
-def _write_state(work: Path, arguments: dict[str, Any], training: _Training) -> None:
-    """Write how far the training has come; a reader sees the old file or the new one, never a part."""
+def _write_state(work: Path, arguments: dict[str, Any], training: Training) -> None:
+    """Write how far the training has come."""
     from safetensors.torch import save_file
 
     reached = {"arguments": arguments, "losses": training.losses, "seconds": training.seconds}
-    part = work / "part"
-    save_file(training.tensors(), part, metadata={"recovery": json.dumps(reached)})
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    part.replace(_state_file(work))
+    with new_file(_state_file(work)) as beside:
+        save_file(training.tensors(), beside, metadata={"recovery": json.dumps(reached)})
 
 
 def _state_file(work: Path) -> Path:

@@ -127,8 +127,8 @@ def test_an_interrupted_recovery_ends_as_one_that_was_not(tmp_path, pruned, text
     interrupted(before, tmp_path / "out", text=text, **QUICK)
     assert [path.name for path in work.iterdir()] == ["state.safetensors"]
     assert not (tmp_path / "out").exists()
-    taken, step = [], recovery._Training.step_
-    monkeypatch.setattr(recovery._Training, "step_", lambda *arguments: (taken.append(1), step(*arguments)))
+    taken, step = [], recovery.Training.step_
+    monkeypatch.setattr(recovery.Training, "step_", lambda *arguments: (taken.append(1), step(*arguments)))
     # What changes no loss may change.
     result = recover(before, tmp_path / "out", text=text, **QUICK | {"every": 2})
     assert len(taken) == QUICK["steps"] - QUICK["every"]
@@ -149,7 +149,7 @@ def test_training_that_is_done_is_kept_where_writing_fails(tmp_path, pruned, tex
         recover(before, tmp_path / "out", text=text, **QUICK)
     monkeypatch.setattr(recovery, "_draw", draw)
     assert {path.name for path in tmp_path.iterdir()} == {"pruned", "text.txt", ".out.recovering"}
-    monkeypatch.setattr(recovery._Training, "step_", None)
+    monkeypatch.setattr(recovery.Training, "step_", None)
     assert len(recover(before, tmp_path / "out", text=text, **QUICK).losses) == QUICK["steps"]
 
 
@@ -245,31 +245,17 @@ def test_missing_packages_are_named(tmp_path, pruned, text, monkeypatch):
 
 def test_every_window_comes_once_before_one_comes_again():
     """In an order that the seed alone decides, the number of steps only cutting it."""
-    order = recovery._order(7, 10, 4, seed=3)
+    order = recovery.order_of(7, 10, 4, seed=3)
     flat = order.flatten().tolist()
     assert all(sorted(flat[i : i + 7]) == list(range(7)) for i in range(0, 35, 7))
-    assert torch.equal(recovery._order(7, 5, 4, seed=3), order[:5])
-    assert not torch.equal(recovery._order(7, 10, 4, seed=4), order)
-
-
-def test_several_texts_give_equal_shares_of_all_that_the_shortest_has(tmp_path, tokenizer):
-    """Of 4 and of 9 windows, 4 each, in whatever order; fewer where fewer are used."""
-    paths = [tmp_path / "short.txt", tmp_path / "long.txt"]
-    for path, letter, windows in zip(paths, "ab", (4, 9), strict=True):
-        path.write_text(letter * 16 * windows)
-
-    def drawn(steps):
-        tokens = recovery._windows(tokenizer, paths, batch_size=2, steps=steps, length=16, seed=0)
-        return sorted(tokenizer.decode(ids)[0] for ids in tokens.ids)
-
-    assert drawn(steps=100) == list("aaaabbbb")
-    assert drawn(steps=3) == list("aaabbb")
+    assert torch.equal(recovery.order_of(7, 5, 4, seed=3), order[:5])
+    assert not torch.equal(recovery.order_of(7, 10, 4, seed=4), order)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 15, 5000])
 def test_the_learning_rate_goes_up_then_down_and_is_never_zero(steps):
     """A warm-up of a tenth, 100 steps at most; the highest is the rate itself."""
-    rates = [recovery._rate(step, steps) for step in range(steps)]
+    rates = [recovery.rate_at(step, steps) for step in range(steps)]
     top = min(100, steps // 10)
     assert max(rates) == rates[top] == 1
     assert rates == sorted(rates[:top]) + sorted(rates[top:], reverse=True)

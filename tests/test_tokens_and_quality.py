@@ -23,6 +23,22 @@ def test_the_builtin_halves_share_no_document():
     assert min(len("".join(t.documents)) for t in (calibration, heldout)) > 100_000
 
 
+def test_several_texts_give_equal_shares_of_all_that_the_shortest_has(tmp_path, tokenizer):
+    """Of 4 and of 9 windows, 4 each, where fewer than asked are enough; fewer where fewer are asked."""
+    paths = [tmp_path / "short.txt", tmp_path / "long.txt"]
+    for path, letter, windows in zip(paths, "ab", (4, 9), strict=True):
+        path.write_text(letter * 16 * windows)
+
+    def drawn(samples, least):
+        tokens = slimcore.calibration_tokens(tokenizer, samples=samples, length=16, source=paths, least=least)
+        return sorted(tokenizer.decode(ids)[0] for ids in tokens.ids)
+
+    assert drawn(200, least=2) == list("aaaabbbb")
+    assert drawn(6, least=2) == list("aaabbb")
+    with pytest.raises(TextError, match=r"short.txt gives 4 windows of 16 tokens, 5 were asked"):
+        drawn(200, least=10)
+
+
 @given(st.integers(1, 40), st.integers(2, 200), st.integers(0, 5))
 def test_calibration_windows_do_not_overlap(samples, length, seed):
     """Every window is drawn once: their places in the text are disjoint."""
