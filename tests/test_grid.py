@@ -69,7 +69,7 @@ def test_unknown_names_are_answered_with_the_nearest():
     """Grids and methods alike; a method without a budget asks for one."""
     grids = load_grids(GRIDS)
     with pytest.raises(
-        UnknownNameError, match=r"unknown grid 'figura'; did you mean 'figure'\? .known: cpu, cpu-aligned, fig"
+        UnknownNameError, match=r"unknown grid 'figura'; did you mean 'figure'\? .known: cpu, cpu-aligned, engines, fig"
     ):
         grid_named(grids, "figura")
     with pytest.raises(UnknownNameError, match="did you mean 'depth-taylor'"):

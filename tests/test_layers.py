@@ -14,13 +14,14 @@ PACKAGE = Path(slimcore.__file__).parent
 ORDER = [
     "errors", "units", "files", "budget", "scores", "plan", "widths", "selection", "modeling_slimcore", "structure",
     "registration", "cost", "progress", "layerwise", "moments", "gradients", "text", "calibration", "methods",
-    "description", "surgery", "checkpoint", "quality", "healing", "models", "recovery", "options", "bench", "cli",
+    "description", "surgery", "checkpoint", "quality", "healing", "models", "training", "recovery", "options", "bench",
+    "cli",
 ]  # fmt: skip
 BENCH_ORDER = [
-    "statistics", "limit", "table", "gate", "cell", "forecast", "engines", "operators", "environment", "canary",
+    "statistics", "limit", "markdown", "gate", "cell", "forecast", "engines", "operators", "environment", "canary",
     "measure", "subject", "serve", "remote", "results", "baseline", "judging", "saved", "history", "checks", "figures",
-    "pareto", "noise", "story", "report", "conclusion", "sweep", "commands", "alone", "pairs", "session", "parallel",
-    "options", "planning", "whole_run", "plugin",
+    "pareto", "noise", "story", "tables", "report", "conclusion", "sweep", "commands", "alone", "pairs", "session",
+    "parallel", "options", "planning", "whole_run", "plugin",
 ]  # fmt: skip
 
 

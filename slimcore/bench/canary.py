@@ -10,10 +10,9 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from slimcore.bench.limit import CANARY, CONTEXT, Device, seen
+from slimcore.bench.limit import CANARY, CONTEXT, LAUNCHES, Device, seen
 
 REPEATS = 7
-LAUNCHES = 512
 
 
 class Canary:

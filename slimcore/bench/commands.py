@@ -26,11 +26,13 @@ def compare(
 ) -> None:
     """Judge one saved measurement against another: exit 0 the same or better, 1 worse, 2 not to be compared."""
     from slimcore.bench.conclusion import find
-    from slimcore.bench.report import comparison, standing
+    from slimcore.bench.report import standing
     from slimcore.bench.saved import compared
+    from slimcore.bench.tables import comparison
 
     found = find(*compared(old, new))
-    typer.echo("\n".join([comparison(found), "", *standing(found)]).replace("**", ""))
+    table = comparison(found.cells, found.verdicts, found.baseline)
+    typer.echo("\n".join([table, "", *standing(found)]).replace("**", ""))
     _leave(found)
 
 
@@ -89,8 +91,8 @@ def history(
 ) -> None:
     """Print how cells went over the accepted nights, where they changed, and draw it."""
     from slimcore.bench.history import draw, histories, table
+    from slimcore.bench.markdown import tabulated
     from slimcore.bench.saved import accepted
-    from slimcore.bench.table import tabulated
 
     folders = sorted({path.parent for path in baselines.glob(f"{machine or '*'}/{grid or '*'}/*.json")})
     if len(folders) != 1:

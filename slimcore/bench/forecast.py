@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from slimcore.bench.cell import DENSE, DTYPES, Cell, parse_method
 from slimcore.bench.limit import Device, least_bytes, least_seconds, prefill
-from slimcore.bench.table import tabulated
+from slimcore.bench.markdown import tabulated
 from slimcore.units import human
 
 if TYPE_CHECKING:

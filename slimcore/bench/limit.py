@@ -15,6 +15,7 @@ from slimcore.errors import UnknownNameError
 GIB = 2**30
 # Of the canary: edge of the product, bytes of the copy. A few milliseconds each, and more than any cache holds.
 CANARY = {"cpu": (640, 2**26), "cuda": (4096, 2**28)}
+LAUNCHES = 512  # and on a GPU so many operators that its host launches
 CONTEXT = 0.6 * GIB  # what CUDA and its libraries take before the first tensor
 
 

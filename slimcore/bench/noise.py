@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from statistics import median
 
 from slimcore.bench.gate import SCREEN, Judgement, ratios
+from slimcore.bench.markdown import tabulated
 from slimcore.bench.results import Record
 from slimcore.bench.statistics import MIDDLE, detectable, repeats_for, robust_deviation
-from slimcore.bench.table import tabulated
 
 
 def described(cells: Mapping[str, Record], verdicts: Mapping[str, Judgement]) -> str:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from slimcore.bench.cell import DENSE, parse_method
+from slimcore.bench.markdown import tabulated
 from slimcore.bench.results import Record, throughput
 from slimcore.bench.statistics import compare, summarise
-from slimcore.bench.table import tabulated
 
 PLATEAU = 1.1  # a doubled batch that gives less than this more is on it
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from slimcore.bench import pareto
 from slimcore.bench.cell import DENSE, Cut, parse_method
+from slimcore.bench.markdown import tabulated
 from slimcore.bench.measure import Timing, peak_memory
-from slimcore.bench.table import tabulated
 from slimcore.calibration import Tokens, calibration_tokens, heldout_tokens
 from slimcore.errors import CheckpointError, ResultsError
 from slimcore.files import write_text
