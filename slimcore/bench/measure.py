@@ -53,7 +53,8 @@ class Protocol:
     def wants_warming(self, seconds: Sequence[float]) -> bool:
         """Whether warm-ups, the latest of which took `seconds`, are to go on: until the last three agree.
 
-        One is enough where a run is long: it warms up by itself. The first may have compiled, and does not count.
+        Fewer where runs are long, as those warm up by themselves. The first may have compiled, or chosen kernels for
+        each length of the cache: its time does not count.
         """
         least, most = self.warmups
         if not seconds or len(seconds) >= most:
