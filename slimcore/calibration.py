@@ -60,7 +60,7 @@ def calibration_tokens(
     are taken that there are.
     """
     _positive(samples=samples, length=length)
-    sources = text.several(source)
+    sources = [source] if source is None or isinstance(source, str | Path) else list(source)
     if not 1 <= len(sources) <= samples:
         raise TextError(f"{samples} windows cannot be shared by {len(sources)} texts: give one text, or more windows")
     generator = torch.Generator().manual_seed(seed)

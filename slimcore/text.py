@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,11 +24,6 @@ class Text:
     def digest(self) -> str:
         """SHA-256 over the documents in order."""
         return sha256("\0".join(self.documents).encode())
-
-
-def several(source: str | Path | Sequence[str | Path] | None) -> list[str | Path | None]:
-    """One source, or several, as a list of what `read` takes."""
-    return [source] if source is None or isinstance(source, str | Path) else list(source)
 
 
 def read(source: str | Path | None, half: Half) -> Text:

@@ -24,7 +24,7 @@ def copied(into):
     for place, line in (
         (bench / "engines" / "__init__.py", "ENGINES['eager'] = doubles.double(ENGINES['eager'])"),
         (bench / "canary.py", "Canary.read = doubles.steady(Canary.read)"),
-        (bench / "measure.py", "_host = doubles.told(_host)"),
+        (bench / "measure.py", "by_host = doubles.told(by_host)"),
     ):
         with place.open("a") as file:
             file.write(f"\nfrom slimcore.bench import slow_engine as doubles\n\n{line}\n")

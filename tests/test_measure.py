@@ -10,6 +10,7 @@ import torch
 import slimcore
 from slimcore.bench import engines, measure
 from slimcore.bench.cell import Cell
+from slimcore.bench.clocks import by_host
 from slimcore.bench.measure import Protocol, is_out_of_memory, prompt
 from tests.helpers import VOCABULARY, tiny
 
@@ -213,5 +214,5 @@ def test_all_gpus_of_a_model_are_waited_for(monkeypatch):
     """Before and after the work."""
     waited = []
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
-    measure._host(lambda: waited.append("work"), [0, 2])
+    by_host(lambda: waited.append("work"), [0, 2])
     assert waited == [0, 2, "work", 0, 2]

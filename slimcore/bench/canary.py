@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from statistics import median
-from time import perf_counter
 
 import torch
 from torch import Tensor
 
+from slimcore.bench.clocks import by_events, by_host
 from slimcore.bench.limit import CANARY, CONTEXT, LAUNCHES, Device, seen
 
 REPEATS = 7
@@ -44,35 +44,18 @@ class Canary:
             _ = [self._time(work) for work in works]
             read = [median(self._time(work) for _ in range(REPEATS)) for work in works]
             if self._device == "cuda":
-                read.append(median(_launching(out[0, 0]) for _ in range(REPEATS)))
+                read.append(median(by_host(lambda: _launches(out[0, 0]), (0,))[1] for _ in range(REPEATS)))
             return [round(seconds, 9) for seconds in read]
 
     def _time(self, work: Callable[[], Tensor]) -> float:
         """The device's own seconds: what the host takes to launch is read apart from them."""
-        if self._device == "cuda":
-            return _by_events(work)
-        start = perf_counter()
-        work()
-        return perf_counter() - start
+        return by_events(work, (0,))[1] if self._device == "cuda" else by_host(work, ())[1]
 
 
-def _by_events(work: Callable[[], Tensor]) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    start.record()
-    work()
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end)) / 1e3
-
-
-def _launching(number: Tensor) -> float:
-    torch.cuda.synchronize()
-    start = perf_counter()
+def _launches(number: Tensor) -> Tensor:
     for _ in range(LAUNCHES):
         number.mul_(1)
-    torch.cuda.synchronize()
-    return perf_counter() - start
+    return number
 
 
 def at_hand(device: str) -> Device:

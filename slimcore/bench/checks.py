@@ -10,7 +10,7 @@ from statistics import fmean, median
 from typing import Any
 
 from slimcore.bench.baseline import Baseline, Record, cost_of
-from slimcore.bench.gate import EFFECT, RULES, Judgement, canary_of, corrected, doubt
+from slimcore.bench.gate import EFFECT, RULES, Judgement, canary_of, corrected, doubt, host_moved
 from slimcore.bench.judging import Judge
 from slimcore.bench.results import Run
 from slimcore.bench.statistics import MEDIAN, robust_deviation, shrunk, step_deviation
@@ -80,13 +80,6 @@ def _canaries(cells: Mapping[str, Record], judge: Judge) -> tuple[list[float], l
     return now, [median(night) for night in nights if night]
 
 
-def _host(cells: Mapping[str, Record], judge: Judge) -> float:
-    """How far launching moved from its accepted nights, in logarithms; 0 where it was not read."""
-    now = [cell["host"] for cell in cells.values() if cell.get("host") is not None]
-    then = [c["host"] for n in judge.baseline.nights for c in n.cells.values() if c.get("host") is not None]
-    return median(now) - median(then) if now and then else 0.0
-
-
 def _machine(cells: Mapping[str, Record], judge: Judge, verdicts: Mapping[str, Judgement]) -> Check | None:
     """The canary's own shift: taken off every cell, so said once."""
     now, levels = _canaries(cells, judge)
@@ -121,7 +114,8 @@ def _together(cells: Mapping[str, Record], judge: Judge) -> Check | None:
     rule, (now, levels) = RULES[judge.baseline.device], _canaries(cells, judge)
     deviation = shrunk(robust_deviation(before), max(0, len(before) - 1), rule.night)
     canary = median(now) - median(levels) if now and levels else 0.0
-    wrong = doubt(judge.baseline.device, canary, _host(cells, judge))
+    host = host_moved(cells.values(), (c for night in judge.baseline.nights for c in night.cells.values()))
+    wrong = doubt(judge.baseline.device, canary, host)
     return _shared(
         median(shifts), math.hypot(deviation * math.sqrt(1 + MEDIAN / max(1, len(before))), wrong), len(shifts)
     )

@@ -142,7 +142,7 @@ class Nights:
         if self.nights[0].get("canary") and new[0].get("canary"):
             drift = _share(math.expm1(median(canary_of(m).centre for m in new) - self._canary))
             lines.append(f"canary: the machine takes {drift} for a fixed work (taken off above)")
-        if host := self._host_moved(new[0]):
+        if host := host_moved(new[:1], self.nights):
             lines.append(
                 f"host: it takes {_share(math.expm1(host))} to launch operators (not taken off; doubted for it)"
             )
@@ -150,12 +150,7 @@ class Nights:
 
     def _doubt(self, cell: Record, measured: Record) -> float:
         """What taking off the canary's shift, and leaving the host's in, may be wrong by."""
-        return doubt(cell["device"], canary_of(measured).centre - self._canary, self._host_moved(measured))
-
-    def _host_moved(self, measured: Record) -> float:
-        """Logarithm of launching now over launching then; 0 where either was not read."""
-        then = [night["host"] for night in self.nights if night.get("host") is not None]
-        return measured["host"] - median(then) if then and measured.get("host") is not None else 0.0
+        return doubt(cell["device"], canary_of(measured).centre - self._canary, host_moved([measured], self.nights))
 
     @cached_property
     def _latency(self) -> float:
@@ -221,6 +216,12 @@ def canary_of(measured: Record) -> Level:
     """What the canary read around a measurement; nothing where it could not be read."""
     readings = measured.get("canary") or (0.0, 0.0)
     return Level(readings[0], readings[1], 0.0, 1)
+
+
+def host_moved(now: Iterable[Record], before: Iterable[Record]) -> float:
+    """How far launching moved on a GPU's host, in logarithms; 0 where it was not read."""
+    new, old = ([m["host"] for m in measured if m.get("host") is not None] for measured in (now, before))
+    return median(new) - median(old) if new and old else 0.0
 
 
 def doubt(device: str, canary: float, host: float) -> float:

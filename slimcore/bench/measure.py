@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from slimcore.bench.clocks import by_events, by_host
 from slimcore.bench.engines import engine_named
 from slimcore.bench.environment import energy
 from slimcore.bench.statistics import summarise
@@ -147,7 +147,7 @@ class Generation:
 
     def _timed(self, new_tokens: int) -> float:
         """Generate once, check the length of every row, and return the seconds it took."""
-        clock = _events if self._protocol.events and self._ids.is_cuda else _host
+        clock = by_events if self._protocol.events and self._ids.is_cuda else by_host
         output, seconds = clock(
             lambda: self._engine(self._model, self._ids, new_tokens, sample=self._protocol.sample), self.gpus
         )
@@ -217,24 +217,6 @@ def _measure(model: PreTrainedModel, cell: Cell, protocol: Protocol, canary: Can
     return timing
 
 
-def _host(work: Callable[[], Tensor], gpus: Sequence[int]) -> tuple[Tensor, float]:
-    _synchronise(gpus)
-    start = perf_counter()
-    output = work()
-    _synchronise(gpus)
-    return output, perf_counter() - start
-
-
-def _events(work: Callable[[], Tensor], gpus: Sequence[int]) -> tuple[Tensor, float]:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    _synchronise(gpus)
-    start.record()
-    output = work()
-    end.record()
-    _synchronise(gpus)
-    return output, start.elapsed_time(end) / 1e3
-
-
 def _steady(seconds: Sequence[float], within: float) -> bool:
     return max(seconds) <= min(seconds) * (1 + within)
 
@@ -251,11 +233,6 @@ def _repeat(generation: Generation, timing: Timing, protocol: Protocol) -> None:
 def _gpus_of(model: PreTrainedModel) -> list[int]:
     """Those its weights lie on; the first one where the engine has copied them and sent the model's own away."""
     return sorted({p.device.index for p in model.parameters() if p.is_cuda}) or [0]
-
-
-def _synchronise(gpus: Sequence[int]) -> None:
-    for gpu in gpus:
-        torch.cuda.synchronize(gpu)
 
 
 def allocated(device: str) -> int:

@@ -14,7 +14,7 @@ from slimcore.bench.cell import DENSE
 from slimcore.bench.checks import Check, changed_costs
 from slimcore.bench.gate import Judgement
 from slimcore.bench.judging import Judge
-from slimcore.bench.results import Record, Run, throughput
+from slimcore.bench.results import Record, Run, grouped, throughput
 from slimcore.bench.statistics import summarise
 from slimcore.files import write_text
 from slimcore.units import human
@@ -44,16 +44,13 @@ def write(found: Findings) -> Path:
     device = limit.seen(cells.values())
     drawn = figures.draw(list(cells.values()), run.subjects, run.folder, device)
     reading, engines = story.told(list(cells.values())), story.side_by_side(list(cells.values()))
-    models: dict[str, list[Record]] = {}
-    for cell in cells.values():
-        models.setdefault(cell["model"], []).append(cell)
     sections = [
         f"# {run.start['grid']} on {run.start['machine']}",
         _paragraph(_headline(run, cells)),
         f"![Throughput against latency]({drawn.name})" if drawn else "No cell has a time to draw.",
         *(
-            f"## {model}\n\n{tables.of_cells(own, found.verdicts, run.subjects, device)}"
-            for model, own in models.items()
+            f"## {own[0]['model']}\n\n{tables.of_cells(own, found.verdicts, run.subjects, device)}"
+            for own in grouped(cells.values(), "model")
         ),
         *(["## What pruning bought\n\n" + reading] if reading else []),
         *(["## Engines side by side, tokens a second\n\n" + engines] if engines else []),

@@ -72,6 +72,14 @@ def throughput(cell: Record) -> float:
     return float(cell["batch"] * cell["output_tokens"] / summarise(cell["latency_s"]).centre)
 
 
+def grouped(cells: Iterable[Record], *names: str) -> list[list[Record]]:
+    """Cells alike in `names`, in the order in which each group begins."""
+    groups: dict[tuple[object, ...], list[Record]] = {}
+    for cell in cells:
+        groups.setdefault(tuple(cell[name] for name in names), []).append(cell)
+    return list(groups.values())
+
+
 def append(run: Run, record: Mapping[str, Any]) -> None:
     """Add one line to `run`, whole and on the disk before this returns."""
     with (run.folder / run.file).open("a", encoding="utf-8") as file:

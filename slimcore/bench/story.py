@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from slimcore.bench.cell import DENSE, parse_method
 from slimcore.bench.markdown import tabulated
-from slimcore.bench.results import Record, throughput
+from slimcore.bench.results import Record, grouped, throughput
 from slimcore.bench.statistics import compare, summarise
 
 PLATEAU = 1.1  # a doubled batch that gives less than this more is on it
@@ -24,12 +24,12 @@ def told(cells: Sequence[Record]) -> str:
     rows: list[dict[str, str]] = []
     reading: list[dict[str, str]] = []
     first = [c for c in cells if c["round"] == 1]
-    ways = _groups(first, "engine", "dtype")
+    ways = grouped(first, "engine", "dtype")
     for way in ways:
         held: dict[str, list[bool]] = {}
-        engine = {"engine": " ".join((way[0]["engine"], way[0]["dtype"]))} if len(ways) > 1 else {}
-        for panel in _groups(way, "model", "input_tokens", "output_tokens"):
-            ladders = {own[0]["method"]: {c["batch"]: c for c in own} for own in _groups(panel, "method")}
+        engine = {"engine": f"{way[0]['engine']} {way[0]['dtype']}"} if len(ways) > 1 else {}
+        for panel in grouped(way, "model", "input_tokens", "output_tokens"):
+            ladders = {own[0]["method"]: {c["batch"]: c for c in own} for own in grouped(panel, "method")}
             if DENSE in ladders and len(ladders) > 1:
                 one = panel[0]
                 name = f"{one['model']}, {one['input_tokens']} in, {one['output_tokens']} out"
@@ -44,7 +44,7 @@ def told(cells: Sequence[Record]) -> str:
 def side_by_side(cells: Sequence[Record]) -> str:
     """A table of tokens a second by engine, where a cell has a time by several; empty where none has."""
     rows = []
-    for alike in _groups(cells, "model", "method", "input_tokens", "output_tokens", "batch", "dtype", "round"):
+    for alike in grouped(cells, "model", "method", "input_tokens", "output_tokens", "batch", "dtype", "round"):
         ran = [c for c in alike if c["status"] == "ok"]
         if len(ran) > 1:
             first = throughput(ran[0])
@@ -68,14 +68,6 @@ _LARGER = "a larger M fits after pruning"
 _ALIGNED = "multiples of 64 make a width method faster"
 
 Ladder = Mapping[int, Record]  # batch -> cell, of one series of a panel
-
-
-def _groups(cells: Sequence[Record], *names: str) -> list[list[Record]]:
-    """Cells alike in `names`, in the order in which each group begins."""
-    groups: dict[tuple[object, ...], list[Record]] = {}
-    for cell in cells:
-        groups.setdefault(tuple(cell[name] for name in names), []).append(cell)
-    return list(groups.values())
 
 
 def _rows(ladders: Mapping[str, Ladder], held: dict[str, list[bool]]) -> list[dict[str, str]]:

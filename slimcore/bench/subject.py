@@ -104,9 +104,7 @@ class Subjects:
             "model": cell.model,
             "method": cell.method,
             "label": DENSE if cut is None else cut.label,
-            "footprint": known.get("footprint")
-            or footprint(model).as_dict() | {"operator_calls_per_token": operator_calls(model)},
-            "counted_by": known.get("counted_by") or counted_by(),
+            **_counted(model, known),
             "perplexity": quality,
             # Scores of what is inside layers take a hundred times the space of the rest.
             "plan": None if plan is None else plan.without_width_scores().as_dict(),
@@ -128,6 +126,14 @@ class Subjects:
         if windows is None or self._tokenizer is None:
             return None
         return calibration_tokens(self._tokenizer, samples=windows[0], length=windows[1])
+
+
+def _counted(model: PreTrainedModel, known: dict[str, Any]) -> dict[str, Any]:
+    """The footprint and what counted it, of the record that is known where there is one."""
+    if "footprint" in known:
+        return {"footprint": known["footprint"], "counted_by": known.get("counted_by")}
+    counted = footprint(model).as_dict() | {"operator_calls_per_token": operator_calls(model)}
+    return {"footprint": counted, "counted_by": counted_by()}
 
 
 def _key(cell: Cell) -> tuple[str, str, str, str]:

@@ -20,11 +20,12 @@ from slimcore.units import human
 
 SLOW_FIRST = 1.5  # times a run
 
-Subjects = Mapping[tuple[str, str], Record]
-
 
 def of_cells(
-    cells: Sequence[Record], verdicts: Mapping[str, Judgement], subjects: Subjects, device: Device | None
+    cells: Sequence[Record],
+    verdicts: Mapping[str, Judgement],
+    subjects: Mapping[tuple[str, str], Record],
+    device: Device | None,
 ) -> str:
     """A row a cell, compared with dense among them, and what the columns mean."""
     among = {c["id"]: c for c in cells}
@@ -55,7 +56,9 @@ def _filled(rows: Sequence[dict[str, str]]) -> str:
     return tabulated([{k: v for k, v in row.items() if any(other[k] for other in rows)} for row in rows])
 
 
-def _row(cell: Record, cells: Mapping[str, Record], subjects: Subjects, device: Device | None) -> dict[str, str]:
+def _row(
+    cell: Record, cells: Mapping[str, Record], subjects: Mapping[tuple[str, str], Record], device: Device | None
+) -> dict[str, str]:
     row = dict.fromkeys(_FIGURES, "")
     if cell["status"] == "ok":
         time, gain, step = summarise(cell["latency_s"]), speedup(cell, cells), tpot(cell)
