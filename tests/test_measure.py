@@ -3,6 +3,7 @@
 import gc
 import warnings
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import slimcore
 from slimcore.bench import engines, measure
 from slimcore.bench.cell import Cell
 from slimcore.bench.clocks import by_host
+from slimcore.bench.environment import software
 from slimcore.bench.measure import Protocol, is_out_of_memory, prompt
 from tests.helpers import VOCABULARY, tiny
 
@@ -97,6 +99,34 @@ def test_compiled_generates_what_eager_does():
         # The same model object, cut, at the shape that is compiled.
         slimcore.prune_(model, slimcore.select(slimcore.unscored(model, method="magnitude"), ratio=0.4, protect=(0, 0)))
         assert torch.equal(engines.compiled(model, ids, 6), engines.eager(model, ids, 6))
+
+
+@pytest.mark.parametrize(("rows", "how"), [(1, "decompose_mm"), (2, "mkldnn_linear_weight_pack_matcher_count")])
+def test_compiled_on_a_cpu_reduces_one_row_and_packs_more(rows, how):
+    """Every product is counted, the head's too, which is wider than what torch reduces unasked; none the other way."""
+    from torch._dynamo.utils import counters
+
+    model = tiny(layers=1)
+    model.resize_token_embeddings(3000)
+    counters.clear()
+    with measure.quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        engines.compiled(model, prompt(VOCABULARY, set(), (rows, 3), 0), 3)
+    seen = {
+        k: v
+        for k, v in counters["inductor"].items()
+        if k in {"decompose_mm", "mkldnn_linear_weight_pack_matcher_count"}
+    }
+    assert seen == {how: 8}
+
+
+def test_what_the_environment_tells_torch_is_recorded(monkeypatch):
+    """It may change a time; where files lie does not."""
+    monkeypatch.setenv("TORCHINDUCTOR_COORDINATE_DESCENT_TUNING", "1")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/somewhere")
+    settings = software(Path(), "cpu")["settings"].split()
+    assert "TORCHINDUCTOR_COORDINATE_DESCENT_TUNING=1" in settings
+    assert not any("CACHE_DIR" in s for s in settings)
 
 
 def test_an_engine_that_is_not_here_says_what_to_install():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import subprocess
@@ -42,8 +43,6 @@ def _cpu() -> str:
 
 def cores() -> list[int]:
     """The cores this process may use."""
-    import os
-
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
@@ -134,6 +133,7 @@ def software(root: Path, device: str) -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": _version("transformers"),
         "threads": torch.get_num_threads(),
+        "settings": _settings(),
     }
     if device == "cuda":
         record |= {"cuda": torch.version.cuda, "gpu": torch.cuda.get_device_name(0), "gpus": torch.cuda.device_count()}
@@ -142,6 +142,12 @@ def software(root: Path, device: str) -> dict[str, Any]:
     else:
         record |= {"cpu_capability": torch.backends.cpu.get_cpu_capability()}
     return record
+
+
+def _settings() -> str:
+    """What the environment's variables tell torch and its libraries, but for where files lie."""
+    told = {k: v for k, v in os.environ.items() if re.match(r"(PY)?TORCH|(OMP|MKL|KMP|CUBLAS)_|NVIDIA_TF32", k)}
+    return " ".join(f"{name}={value}" for name, value in sorted(told.items()) if "/" not in value)
 
 
 def _git(root: Path, *arguments: str) -> str | None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def compiled(model: PreTrainedModel, ids: Tensor, new_tokens: int, *, sample: bool = False) -> Tensor:
-    """As `eager`, each decode step one compiled graph: on CUDA a CUDA graph, on a CPU with its weights packed."""
+    """As `eager`, each decode step one compiled graph: on CUDA a CUDA graph, on a CPU with kernels for its rows."""
     from torch._inductor import config as inductor
     from transformers import CompileConfig
 
@@ -26,13 +26,23 @@ def compiled(model: PreTrainedModel, ids: Tensor, new_tokens: int, *, sample: bo
     config._compile_all_devices = True  # type: ignore[assignment] # CPU too
     cache = _cache(model, ids.shape[0], ids.shape[1] + new_tokens, decodes=new_tokens > 1)
     try:
-        # Not an option of the compilation: weights must be constants when it is traced already, or nothing is packed.
-        with inductor.patch(freezing=on_cpu), warnings.catch_warnings():
+        # Not options of the compilation, which come too late for both: weights must be constants when it is traced
+        # already, or nothing is packed; and the pass reads its limits once, when it is imported.
+        with inductor.patch(_for_rows(ids.shape[0]) if on_cpu else {}), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`past_key_values` is deprecated")  # its new name is not in all versions
             return eager(model, ids, new_tokens, sample=sample, past_key_values=cache, compile_config=config)
     except BaseException:
         _forget(model)  # it holds memory
         raise
+
+
+def _for_rows(rows: int) -> dict[str, Any]:
+    """What makes matrix products fast on a CPU: one row as a reduction, which reads weights twice as fast, or packed.
+
+    Packing would win over the reduction where both are allowed.
+    """
+    reduction = {"cpu_max_other_dimension_decomposition": 1 << 20}  # wider than any vocabulary
+    return {"freezing": rows > 1, "post_grad_fusion_options": {"decompose_mm_pass": reduction}}
 
 
 def _cache(model: PreTrainedModel, rows: int, length: int, *, decodes: bool) -> StaticCache | None:
