@@ -20,7 +20,7 @@ Record = dict[str, Any]
 # comes, what a layer costs the host to launch, to compile, and to build.
 EFFICIENCY = {"cuda": 0.6, "cpu": 0.3}
 LAUNCH = {"eager": 6e-4, "compiled": 5e-5}  # seconds a layer and step
-COMPILING = 0.8  # seconds a layer
+COMPILING = {"cuda": 0.8, "cpu": 2.5}  # seconds a layer
 KERNELS = 0.045  # seconds for each length of the cache: cuDNN plans its attention anew for each, once a shape
 BUILD = {"cuda": (2.0, 4e-10), "cpu": (10.0, 1e-9)}  # seconds for a subject, and for each byte of its weights
 
@@ -90,7 +90,7 @@ def forecast(
 def _once(cell: Cell, layers: int) -> float:
     """Seconds that only the first run of a shape takes."""
     if cell.engine == "compiled":
-        return COMPILING * layers
+        return COMPILING[cell.device] * layers
     return KERNELS * cell.output_tokens if cell.device == "cuda" and cell.engine == "eager" else 0.0
 
 
