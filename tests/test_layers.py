@@ -20,8 +20,8 @@ ORDER = [
 BENCH_ORDER = [
     "statistics", "limit", "markdown", "gate", "cell", "forecast", "engines", "operators", "environment", "clocks",
     "canary", "measure", "subject", "serve", "remote", "results", "baseline", "judging", "saved", "history",
-    "checks", "figures", "pareto", "noise", "story", "tables", "report", "conclusion", "sweep", "commands", "alone",
-    "pairs", "session", "parallel", "options", "planning", "whole_run", "plugin",
+    "checks", "figures", "pareto", "noise", "gains", "tables", "story", "report", "conclusion", "sweep", "commands",
+    "alone", "pairs", "session", "parallel", "options", "planning", "whole_run", "plugin",
 ]  # fmt: skip
 
 

@@ -1,5 +1,8 @@
 """The report and its figure, from results made up: two points or eight, one model or two, memory running out."""
 
+import random
+import re
+
 import pytest
 from matplotlib.image import imread
 
@@ -64,8 +67,39 @@ def test_what_is_slower_than_dense_is_flagged(tmp_path):
     assert "**slower than dense in 4 of 4 cells**" in text
     alike = make_run(tmp_path / "alike", (1,), factor=1.01)
     text = written(alike)
-    assert text.count("x0.99 ~ |") == 2
+    assert len(re.findall(r"x0\.99 ~ +\| no baseline", text)) == 2
+    assert "; not told from dense in 2 of 2." in text
     assert "slower than dense" not in text
+
+
+def test_a_time_that_a_larger_batch_undercuts_is_marked_and_shows_no_speed_up(tmp_path):
+    """Dense's M1 took twice what its M8 took: Ours seems x4 as fast there, and is told so by M8 alone."""
+    run = make_run(tmp_path / "run", (1, 8), factor=0.5)
+    for cell in run.cells.values():
+        if cell["method"] == "dense" and cell["batch"] == 1:
+            cell["latency_s"] = [2 * t for t in cell["latency_s"]]
+    text = written(run)
+    assert len(re.findall(r"\) ! +\|", text)) == 2
+    assert len(re.findall(r"\| +x4\.00 +\|", text)) == 2, "even dense's M8 takes longer than Ours at M1"
+    for cell in run.cells.values():
+        if cell["method"] != "dense":
+            cell["latency_s"] = [2 * t for t in cell["latency_s"]]
+    text = written(run)
+    assert len(re.findall(r"\| +x2\.00 ~ +\|", text)) == 2, "dense's M8 does not"
+    assert "not told from dense in 4 of 4" in text
+    assert "depth pruning is above dense at every M | 0 of 2 panels, not told in 2 |" in text
+
+
+def test_a_report_has_the_grids_order_whatever_was_measured_first(tmp_path):
+    """Pieces of a run come as they come."""
+    run = make_run(tmp_path / "run", (1, 8, 16))
+    before = [c["id"] for c in results.in_order(run.cells.values())]
+    assert before == list(run.cells)
+    for seed in range(5):
+        mixed = random.Random(seed).sample(list(run.cells.values()), len(run.cells))
+        after = results.in_order(mixed)
+        assert [c["batch"] for c in after] == [1, 8, 16] * 4
+        assert len({tuple(c[k] for k in ("method", "input_tokens")) for c in after[:3]}) == 1
 
 
 def test_the_baseline_is_stable_and_judges(tmp_path):

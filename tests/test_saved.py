@@ -67,7 +67,7 @@ def test_parts_are_joined_and_the_whole_is_gated(run, tmp_path):
     """Two shards give the run; one missing, one given twice, or one of another machine is refused, nothing written."""
     accept(found(make_run(tmp_path / "before", (1, 8)), tmp_path), Update("first"))
     parts = [
-        make_run(tmp_path / str(k), (m,), shard=f"{k}/2", grid_cells=[], factor=0.5 if k == 1 else 0.7)
+        make_run(tmp_path / str(k), (m,), shard=f"{k}/2", grid_cells=[], factor=0.5 if k == 1 else 0.7, night=2)
         for k, m in ((1, 1), (2, 8))
     ]
     baselines = ("--baselines", tmp_path / "baselines")
@@ -115,6 +115,28 @@ def test_a_saved_run_is_accepted_later(run, tmp_path):
     assert code == 0
     assert "| slower |" in out
     assert len(list((tmp_path / "baselines" / "h100" / "gpu").iterdir())) == 2
+
+
+def test_a_run_is_not_judged_by_itself_and_is_one_night_however_often_it_is_gone_on_with(run, tmp_path):
+    """Accepted, gone on with a day later, accepted again."""
+    baselines = ("--baselines", tmp_path / "baselines")
+    whole = make_run(tmp_path / "run", (1, 8))
+    lines = (whole.folder / "results.jsonl").read_text().splitlines(keepends=True)
+    head, more = lines[0], [line for line in lines if '"kind":"cell"' in line and "/m8/" in line]
+    part = [line for line in lines if line not in more]
+    (whole.folder / "results.jsonl").write_text("".join(part))
+    assert run("accept", whole.folder, "--reason", "half", "--allow", "missing", *baselines)[0] == 0
+    later = head.replace("2026-01-01", "2026-01-02")
+    (whole.folder / "results.jsonl").write_text("".join([*part, later, *more]))
+    code, out, _ = run("report", whole.folder, *baselines)
+    assert code == 0
+    assert "This run is the only accepted night of its machine and grid" in out
+    assert run("accept", whole.folder, "--reason", "whole", *baselines)[::2] == (0, "")
+    (night,) = (tmp_path / "baselines" / "h100" / "gpu").iterdir()
+    assert night.name == "2026-01-01T00-00-00.json"
+    assert len(json.loads(night.read_text())["cells"]) == 8
+    other = make_run(tmp_path / "other", (1, 8), night=3)
+    assert "Against the baseline of 1 night: 8 same." in run("report", other.folder, *baselines)[1]
 
 
 def test_history_marks_where_a_cell_changed(run, tmp_path):

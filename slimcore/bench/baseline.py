@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ class Baseline:
     nights: Sequence[Night] = ()  # oldest first
     costs: Mapping[str, Record] = field(default_factory=dict)  # "model/method" -> footprint, perplexity
     title: str = ""  # where it is not the accepted nights
+    itself: bool = False  # the run that is judged is one of the nights, and left out
 
     @property
     def name(self) -> str:
@@ -105,9 +106,16 @@ class Baseline:
         """Versions of the newest night."""
         return self.nights[-1].software if self.nights else {}
 
+    def without(self, starts: Iterable[str]) -> Baseline:
+        """What a run that began at `starts` is judged against: not itself, where it is accepted already."""
+        own = set(starts)
+        others = [night for night in self.nights if night.started not in own]
+        return replace(self, nights=others, itself=len(others) < len(self.nights))
+
     def others(self) -> list[str]:
         """Machines that have a baseline of this grid."""
-        return sorted(p.parent.parent.name for p in self.root.glob(f"*/{self.grid}/*.json"))
+        machines = {p.parent.parent.name for p in self.root.glob(f"*/{self.grid}/*.json")}
+        return sorted(machines - {self.machine})
 
     def _reference(self, cell: str, nights: Sequence[Night]) -> Nights:
         status = nights[-1].cells[cell]["status"]

@@ -79,7 +79,7 @@ def accept(found: Findings, update: Update) -> list[str]:
     _refuse(found, update, moved, worse)
     path = accepted.write(
         baseline,
-        run.start,
+        run.start | {"started": run.began[0]},  # gone on with, it is still one night
         [run.done[i] for i in run.planned if i in run.done],
         run.subjects.values(),
         reason=update.reason,

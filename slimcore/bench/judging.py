@@ -65,6 +65,7 @@ class Judge:
 
 
 def judge_of(run: Run, baselines: Path, *, alone: int = 0) -> Judge:
-    """The judge of a run that is read, against the nights of its machine below `baselines`."""
+    """The judge of a run that is read, against the other nights of its machine below `baselines`."""
     start = run.start
-    return Judge(read(baselines, start["machine"], start["grid"], start["device"]), start, alone)
+    known = read(baselines, start["machine"], start["grid"], start["device"])
+    return Judge(known.without(run.began), start, alone)

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from slimcore.bench import figures, limit, noise, pareto, story, tables
+from slimcore.bench import figures, gains, limit, noise, pareto, story, tables
 from slimcore.bench.baseline import Baseline, cost_of
 from slimcore.bench.cell import DENSE
 from slimcore.bench.checks import Check, changed_costs
 from slimcore.bench.gate import Judgement
 from slimcore.bench.judging import Judge
-from slimcore.bench.results import Record, Run, grouped, throughput
+from slimcore.bench.results import Record, Run, grouped, in_order, throughput
 from slimcore.bench.statistics import summarise
 from slimcore.files import write_text
 from slimcore.units import human
@@ -40,23 +40,23 @@ class Findings:
 
 def write(found: Findings) -> Path:
     """Write the report and its figure into the run's folder; return the report's path."""
-    run, cells = found.run, found.cells
-    device = limit.seen(cells.values())
-    drawn = figures.draw(list(cells.values()), run.subjects, run.folder, device)
-    reading, engines = story.told(list(cells.values())), story.side_by_side(list(cells.values()))
+    run, cells = found.run, in_order(found.cells.values())
+    device = limit.seen(cells)
+    drawn = figures.draw(cells, run.subjects, run.folder, device)
+    reading, engines = story.told(cells), story.side_by_side(cells)
     sections = [
         f"# {run.start['grid']} on {run.start['machine']}",
-        _paragraph(_headline(run, cells)),
+        _paragraph(_headline(run, found.cells)),
         f"![Throughput against latency]({drawn.name})" if drawn else "No cell has a time to draw.",
         *(
             f"## {own[0]['model']}\n\n{tables.of_cells(own, found.verdicts, run.subjects, device)}"
-            for own in grouped(cells.values(), "model")
+            for own in grouped(cells, "model")
         ),
         *(["## What pruning bought\n\n" + reading] if reading else []),
         *(["## Engines side by side, tokens a second\n\n" + engines] if engines else []),
         "## Footprint and perplexity\n\n" + "\n\n".join([tables.footprints(run), *_quality_speed(found)]),
         "## Verdicts\n\n" + _paragraph(standing(found)),
-        *(["## Noise\n\n" + noise.described(cells, found.verdicts)] if run.start.get("aa") else []),
+        *(["## Noise\n\n" + noise.described(found.cells, found.verdicts)] if run.start.get("aa") else []),
         "## Environment\n\n" + "\n\n".join([tables.environment(run, found.baseline), *_spent(run)]),
     ]
     path = run.folder / REPORT
@@ -111,11 +111,11 @@ def _headline(run: Run, cells: Mapping[str, Record], resumed: int = 0) -> list[s
     lines = [f"{len(cells)} of {len(run.planned)} cells measured: "]
     lines[0] += ", ".join(f"{n} {s}" for s, n in count.items() if n)
     lines[0] += f" ({resumed} of them by an earlier start of this run)." if resumed else "."
+    gained = gains.over_dense(cells.values())
     for (model, method), subject in run.subjects.items():
-        gains = [tables.speedup(c, cells) for c in cells.values() if (c["model"], c["method"]) == (model, method)]
-        known = [g for g in gains if g is not None]
+        known = [gained[i] for i, c in cells.items() if i in gained and (c["model"], c["method"]) == (model, method)]
         dense = run.subjects.get((model, DENSE))
-        if method == DENSE or dense is None or not known:
+        if dense is None or not known:
             continue
         text = (
             f"- **{model}, {method}**: x{min(g.ratio for g in known):.2f} to x{max(g.ratio for g in known):.2f} the"
@@ -124,8 +124,10 @@ def _headline(run: Run, cells: Mapping[str, Record], resumed: int = 0) -> list[s
         )
         if subject["perplexity"] and dense["perplexity"]:
             text += f"; perplexity {tables.perplexity_of(dense)} -> {tables.perplexity_of(subject)}"
-        slower = sum(g.high < 1 for g in known)
-        lines.append(text + (f"; **slower than dense in {slower} of {len(known)} cells**." if slower else "."))
+        slower, unsure = sum(g.high < 1 for g in known), sum(not g.shown for g in known)
+        text += f"; **slower than dense in {slower} of {len(known)} cells**" if slower else ""
+        text += f"; not told from dense in {unsure} of {len(known)}" if unsure else ""
+        lines.append(text + ".")
     return lines
 
 
@@ -134,14 +136,19 @@ def standing(found: Findings, *, checks: bool = True) -> list[str]:
     against = found.run.start.get("against")
     if against is None and not found.baseline.nights:
         others = found.baseline.others()
-        lines = ["No baseline for this machine and grid yet: --perf-update --perf-reason TEXT accepts a run."]
+        lines = [
+            "This run is the only accepted night of its machine and grid: there is no other to compare it with."
+            if found.baseline.itself
+            else "No baseline for this machine and grid yet: --perf-update --perf-reason TEXT accepts a run."
+        ]
         if others:
             lines.append(f"- other machines have one, with which nothing here is compared: {', '.join(others)}")
     else:
         count = Counter(j.verdict for j in found.verdicts.values())
         what = against or found.baseline.name
         lines = [f"Against {what}: " + (", ".join(f"{n} {v}" for v, n in count.items()) or "no cell to compare") + "."]
-        lines += [f"- {j.message}" for j in found.verdicts.values() if j.verdict != "same"]
+        quiet = ("same", "no baseline")  # counted; what failed is said
+        lines += [f"- {j.message}" for j in found.verdicts.values() if j.verdict not in quiet or not j.passes]
     for (model, method), subject in found.run.subjects.items():
         old = found.run.against.get((model, method)) if against else None
         known = cost_of(old) if old else found.baseline.costs.get(f"{model}/{method}")

@@ -41,6 +41,11 @@ class Run:
         return max(self.starts, key=lambda start: str(start["started"]))
 
     @property
+    def began(self) -> list[str]:
+        """When each start was, the first first: that names the run's night."""
+        return sorted(str(start["started"]) for start in self.starts)
+
+    @property
     def planned(self) -> list[str]:
         """Ids of all cells this run has set out to measure."""
         return list(dict.fromkeys(cell for start in self.starts for cell in start["cells"]))
@@ -78,6 +83,14 @@ def grouped(cells: Iterable[Record], *names: str) -> list[list[Record]]:
     for cell in cells:
         groups.setdefault(tuple(cell[name] for name in names), []).append(cell)
     return list(groups.values())
+
+
+def in_order(cells: Iterable[Record]) -> list[Record]:
+    """As a grid has them, whatever piece of it came first: small batches first, all else as it first appears."""
+    cells = list(cells)
+    names = ("round", "model", "method", "engine", "dtype", "input_tokens", "output_tokens")
+    rank = {n: {value: k for k, value in enumerate(dict.fromkeys(c[n] for c in cells))} for n in names}
+    return sorted(cells, key=lambda c: (*(rank[n][c[n]] for n in names), c["batch"]))
 
 
 def append(run: Run, record: Mapping[str, Any]) -> None:

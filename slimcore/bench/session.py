@@ -93,7 +93,7 @@ class Session:
             "cells": [cell.id for cell in cells],
         }
         self._check_same(start)
-        self.judge = Judge(accepted, start, again=options.again)
+        self.judge = Judge(accepted.without(self.run.began), start, again=options.again)
         self.ways = (
             Alone(self.run, protocol, grid.device, options.devices)
             if name is None

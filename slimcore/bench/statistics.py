@@ -59,6 +59,11 @@ class Comparison:
     low: float
     high: float
 
+    @property
+    def shown(self) -> bool:
+        """Whether they differ, whichever is more."""
+        return not self.low <= 1 <= self.high
+
 
 def compare(new: Summary, old: Summary) -> Comparison:
     """Ratio of medians, bounded by the ends of both intervals (conservative)."""

@@ -6,14 +6,18 @@ bounds it, width pruning does not, and a smaller model has room for larger batch
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
+from slimcore.bench import tables
 from slimcore.bench.cell import DENSE, parse_method
+from slimcore.bench.gains import Time, over_dense, times
 from slimcore.bench.markdown import tabulated
 from slimcore.bench.results import Record, grouped, throughput
-from slimcore.bench.statistics import compare, summarise
+from slimcore.bench.statistics import Comparison, compare
 
 PLATEAU = 1.1  # a doubled batch that gives less than this more is on it
+STILL = 1.05  # times the speed of dense: less is no speed-up
 
 
 def told(cells: Sequence[Record]) -> str:
@@ -22,22 +26,21 @@ def told(cells: Sequence[Record]) -> str:
     Each engine has panels and readings of its own: whether they hold where nothing is launched by Python is a finding.
     """
     rows: list[dict[str, str]] = []
+    known = _Known(times(cells), over_dense(cells))
     reading: list[dict[str, str]] = []
     first = [c for c in cells if c["round"] == 1]
     ways = grouped(first, "engine", "dtype")
     for way in ways:
-        held: dict[str, list[bool]] = {}
+        held: dict[str, list[bool | None]] = {}
         engine = {"engine": f"{way[0]['engine']} {way[0]['dtype']}"} if len(ways) > 1 else {}
         for panel in grouped(way, "model", "input_tokens", "output_tokens"):
             ladders = {own[0]["method"]: {c["batch"]: c for c in own} for own in grouped(panel, "method")}
             if DENSE in ladders and len(ladders) > 1:
                 one = panel[0]
                 name = f"{one['model']}, {one['input_tokens']} in, {one['output_tokens']} out"
-                rows += [{"panel": name} | engine | row for row in _rows(ladders, held)]
-        reading += [
-            {"reading": claim} | engine | {"holds in": f"{sum(panels)} of {len(panels)} panels"}
-            for claim, panels in held.items()
-        ]
+                rows += [{"panel": name} | engine | row for row in _rows(ladders, known)]
+                _read(ladders, known, held)
+        reading += [{"reading": claim} | engine | {"holds in": _in_panels(panels)} for claim, panels in held.items()]
     return f"{tabulated(rows)}\n\n{_NOTE}\n\n{tabulated(reading)}" if rows else ""
 
 
@@ -57,9 +60,10 @@ def side_by_side(cells: Sequence[Record]) -> str:
 
 
 _NOTE = (
-    "vs dense: throughput at equal M, the smallest and the largest that both have. Largest M: of those measured"
-    " that fit; + where nothing was too large. Plateau: the M from which more rows give less than a tenth more. Best:"
-    " most tokens/s of the method at any M, over dense's. The published reading, in this run:"
+    "vs dense: throughput at equal M, the smallest and the largest that both have; ~ where it is not shown. Largest M:"
+    " of those measured that fit; + where nothing was too large. Plateau: the M from which more rows give less than a"
+    " tenth more. Best: most tokens/s of the method at any M, over dense's, of the Ms at which both were tried. The"
+    " published reading, in this run (not told: it looks otherwise, but no more than noise can):"
 )
 _DEPTH = "depth pruning is above dense at every M"
 _WIDTH = "width methods are below depth pruning at the smallest M"
@@ -70,46 +74,80 @@ _ALIGNED = "multiples of 64 make a width method faster"
 Ladder = Mapping[int, Record]  # batch -> cell, of one series of a panel
 
 
-def _rows(ladders: Mapping[str, Ladder], held: dict[str, list[bool]]) -> list[dict[str, str]]:
-    dense = ladders[DENSE]
-    speeds = {m: _speeds(ladder) for m, ladder in ladders.items()}
-    depth = next((m for m in ladders if _kind(m) == "depth"), None)
-    widths = [m for m in ladders if _kind(m) == "width" and "x" not in m.partition(":")[2]]
+@dataclass(frozen=True)
+class _Known:
+    """Of all cells, by id."""
+
+    times: Mapping[str, Time]
+    gains: Mapping[str, Comparison]
+
+
+def _rows(ladders: Mapping[str, Ladder], known: _Known) -> list[dict[str, str]]:
+    """Of one panel, a row a method."""
     rows = []
     for method, ladder in ladders.items():
-        gains = [new / old for new, old in _shared(speeds[method], speeds[DENSE])]
-        best = max(speeds[method].values(), default=0.0) / max(speeds[DENSE].values(), default=1.0)
+        gained = [known.gains[c["id"]] for _, c in sorted(ladder.items()) if c["id"] in known.gains]
         rows.append(
             {
                 "method": method,
-                "vs dense": "" if method == DENSE or not gains else f"x{gains[0]:.2f} to x{gains[-1]:.2f}",
+                "vs dense": " to ".join(tables.against_dense(gained[n]) for n in (0, -1)) if gained else "",
                 "largest M": _largest(ladder),
-                "plateau": _plateau(speeds[method]),
-                "best": "" if method == DENSE or not speeds[method] else f"x{best:.2f}",
+                "plateau": _plateau(_speeds(ladder)),
+                "best": "" if method == DENSE else _best(ladder, ladders[DENSE]),
             }
         )
-    if depth and (shared := _shared(speeds[depth], speeds[DENSE])):
-        held.setdefault(_DEPTH, []).append(all(new > old for new, old in shared))
-    smallest = min(dense)
-    if widths and all(smallest in speeds[m] for m in (DENSE, *widths)):
-        if depth and smallest in speeds[depth]:
-            held.setdefault(_WIDTH, []).append(all(speeds[m][smallest] < speeds[depth][smallest] for m in widths))
-        times = {m: summarise(ladders[m][smallest]["latency_s"]) for m in (DENSE, *widths)}
-        held.setdefault(_STILL, []).append(all(compare(times[DENSE], times[m]).ratio < 1.05 for m in widths))
-    if any(c["status"] == "oom" for c in dense.values()):
-        held.setdefault(_LARGER, []).append(
-            any(max(speeds[m], default=0) > max(speeds[DENSE], default=0) for m in ladders if m != DENSE)
-        )
-    for method in ladders:
-        plain, x, _ = method.rpartition("x")
-        if x and plain in speeds and (shared := _shared(speeds[method], speeds[plain])):
-            held.setdefault(_ALIGNED, []).append(all(new > old for new, old in shared))
     return rows
 
 
-def _shared(new: Mapping[int, float], old: Mapping[int, float]) -> list[tuple[float, float]]:
-    """Both at each batch that both have, small ones first."""
-    return [(new[m], old[m]) for m in sorted(set(new) & set(old))]
+def _read(ladders: Mapping[str, Ladder], known: _Known, held: dict[str, list[bool | None]]) -> None:
+    """Add to `held` what one panel says of each claim that it can speak of."""
+    ran = {m: {b: c["id"] for b, c in sorted(ladder.items()) if c["status"] == "ok"} for m, ladder in ladders.items()}
+    depth = next((m for m in ladders if _kind(m) == "depth"), DENSE)
+    widths = [m for m in ladders if _kind(m) == "width" and "x" not in m.partition(":")[2]]
+    smallest = min(ladders[DENSE])
+
+    def over(new: str, old: str, *, at: int | None = None) -> list[Comparison]:
+        """Latency of `new` over that of `old`, at each M that both have, or at one."""
+        shared = [m for m in ran[new] if m in ran[old] and at in (None, m)]
+        return [compare(known.times[ran[new][m]].plausible, known.times[ran[old][m]].plausible) for m in shared]
+
+    claims = {
+        _DEPTH: (over(DENSE, depth) if depth != DENSE else [], _faster),
+        _WIDTH: ([r for m in widths if depth != DENSE for r in over(m, depth, at=smallest)], _faster),
+        _STILL: ([r for m in widths for r in over(DENSE, m, at=smallest)], lambda times: times < STILL),
+        _ALIGNED: ([r for m in ladders if (plain := m.rpartition("x")[0]) in ladders for r in over(plain, m)], _faster),
+    }
+    for claim, (ratios, true) in claims.items():
+        if ratios:
+            held.setdefault(claim, []).append(_holds(ratios, true))
+    if any(c["status"] == "oom" for c in ladders[DENSE].values()):
+        largest = {m: max(batches, default=0) for m, batches in ran.items()}
+        held.setdefault(_LARGER, []).append(max(largest.values()) > largest[DENSE])
+
+
+def _faster(times: float) -> bool:
+    return times > 1
+
+
+def _holds(ratios: Sequence[Comparison], true: Callable[[float], bool]) -> bool | None:
+    """Whether a claim on ratios, true on one side of a number, holds of all; None where no exception is shown."""
+    exceptions = [r for r in ratios if not true(r.ratio)]
+    if not exceptions:
+        return True
+    return False if any(not true(r.low) and not true(r.high) for r in exceptions) else None
+
+
+def _in_panels(held: Sequence[bool | None]) -> str:
+    """`3 of 4 panels, not told in 1`."""
+    open_ = held.count(None)
+    return f"{held.count(True)} of {len(held)} panels" + (f", not told in {open_}" if open_ else "")
+
+
+def _best(ladder: Ladder, dense: Ladder) -> str:
+    """`x1.25`: most tokens a second over dense's, at the Ms that both were tried at; empty where one has none."""
+    tried = set(ladder) & set(dense)
+    ours, theirs = ([s for m, s in _speeds(own).items() if m in tried] for own in (ladder, dense))
+    return f"x{max(ours) / max(theirs):.2f}" if ours and theirs else ""
 
 
 def _kind(method: str) -> str:

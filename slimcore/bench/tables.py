@@ -8,14 +8,14 @@ from typing import Any
 
 import pandas as pd
 
-from slimcore.bench import limit
+from slimcore.bench import gains, limit
 from slimcore.bench.baseline import Baseline
-from slimcore.bench.cell import DENSE
+from slimcore.bench.gains import Time
 from slimcore.bench.gate import Judgement
 from slimcore.bench.limit import Device
 from slimcore.bench.markdown import tabulated
 from slimcore.bench.results import Record, Run, throughput
-from slimcore.bench.statistics import Comparison, compare, summarise
+from slimcore.bench.statistics import Comparison, summarise
 from slimcore.units import human
 
 SLOW_FIRST = 1.5  # times a run
@@ -28,18 +28,22 @@ def of_cells(
     device: Device | None,
 ) -> str:
     """A row a cell, compared with dense among them, and what the columns mean."""
-    among = {c["id"]: c for c in cells}
-    rows = [_row(c, among, subjects, device) | {"verdict": verdict_of(verdicts[c["id"]])} for c in cells]
+    times, gained = gains.times(cells), gains.over_dense(cells)
+    rows = [
+        _row(c, times.get(c["id"]), gained.get(c["id"]), subjects, device) | {"verdict": verdict_of(verdicts[c["id"]])}
+        for c in cells
+    ]
     note = _COLUMNS if device is None else f"{_COLUMNS} {_LIMIT.format(_peaks(device))}"
     return f"{_filled(rows)}\n\n{note}"
 
 
 _COLUMNS = (
     "Latency: median of one whole generate, with its 95 % interval (the whole range below six repeats); by the protocol"
-    " `paper` mean and standard deviation. TTFT: time to the first token. TPOT: time for each token after it."
+    " `paper` mean and standard deviation; ! where a larger batch took less, which is more work: something disturbed"
+    " this one. TTFT: time to the first token. TPOT: time for each token after it."
     " Launch: what a GPU's host took to launch an operator beside the cell; eager times follow it. First run: where it"
-    " took half as long again or more, as it compiled or chose kernels. vs dense: how many times faster; ~ where the"
-    " intervals of both overlap."
+    " took half as long again or more, as it compiled or chose kernels. vs dense: how many times faster; ~ where"
+    " that is not shown: the intervals overlap, or would if each batch took no longer than a larger one."
 )
 _LIMIT = (
     "% of limit: the least time in which this device could read the weights and the cache, and do the products ({}, as"
@@ -57,14 +61,18 @@ def _filled(rows: Sequence[dict[str, str]]) -> str:
 
 
 def _row(
-    cell: Record, cells: Mapping[str, Record], subjects: Mapping[tuple[str, str], Record], device: Device | None
+    cell: Record,
+    time: Time | None,
+    gain: Comparison | None,
+    subjects: Mapping[tuple[str, str], Record],
+    device: Device | None,
 ) -> dict[str, str]:
     row = dict.fromkeys(_FIGURES, "")
-    if cell["status"] == "ok":
-        time, gain, step = summarise(cell["latency_s"]), speedup(cell, cells), tpot(cell)
+    if time is not None:
+        step = tpot(cell)
         least = limit.least_of(cell, subjects, device) if device else None
         row |= {
-            "latency (s)": _latency(cell),
+            "latency (s)": _latency(cell) + (" !" if time.disturbed else ""),
             "tokens/s": f"{throughput(cell):.1f}",
             "TTFT (ms)": f"{1e3 * summarise(cell['ttft_s']).centre:.1f}" if cell["ttft_s"] else "",
             "TPOT (ms)": "" if step is None else f"{1e3 * step:.2f}",
@@ -72,8 +80,8 @@ def _row(
             "first run (s)": _first_run(cell),
             "peak memory": human(cell["peak_bytes"], "B") if cell["peak_bytes"] else "",
             "J/token": f"{cell['joules']:.3g}" if cell.get("joules") else "",
-            "% of limit": "" if least is None else f"{least / time.centre:.0%}",
-            "vs dense": "" if gain is None or cell["method"] == DENSE else _against_dense(gain),
+            "% of limit": "" if least is None else f"{least / time.measured.centre:.0%}",
+            "vs dense": "" if gain is None else against_dense(gain),
         }
     else:
         row["latency (s)"] = "out of memory" if cell["status"] == "oom" else cell["status"]
@@ -112,10 +120,9 @@ def verdict_of(judgement: Judgement) -> str:
     return judgement.verdict if change is None else f"{judgement.verdict} ({change:+.1%})"
 
 
-def _against_dense(gain: Comparison) -> str:
+def against_dense(gain: Comparison) -> str:
     """`x1.42`; marked where it is slower, or where the intervals do not tell."""
-    mark = " **slower**" if gain.high < 1 else " ~" if gain.low <= 1 else ""
-    return f"x{gain.ratio:.2f}{mark}"
+    return f"x{gain.ratio:.2f}{' **slower**' if gain.high < 1 else '' if gain.shown else ' ~'}"
 
 
 def comparison(cells: Mapping[str, Record], verdicts: Mapping[str, Judgement], baseline: Baseline) -> str:
@@ -182,17 +189,6 @@ def environment(run: Run, baseline: Baseline) -> str:
         for row in rows[1:]:
             row["baseline"] = str(baseline.software.get(row[""], ""))
     return tabulated(rows)
-
-
-def speedup(cell: Record, cells: Mapping[str, Record]) -> Comparison | None:
-    """How many times faster than the dense model's cell of the same shape; None where either has no time."""
-    same = ("model", "input_tokens", "output_tokens", "batch", "engine", "dtype")
-    for other in cells.values():
-        if other["method"] == DENSE and other["round"] == cell["round"] and all(other[k] == cell[k] for k in same):
-            if cell["status"] == other["status"] == "ok":
-                return compare(summarise(other["latency_s"]), summarise(cell["latency_s"]))
-            return None
-    return None
 
 
 def tpot(cell: Record) -> float | None:
