@@ -99,6 +99,11 @@ def test_compiled_generates_what_eager_does():
         # The same model object, cut, at the shape that is compiled.
         slimcore.prune_(model, slimcore.select(slimcore.unscored(model, method="magnitude"), ratio=0.4, protect=(0, 0)))
         assert torch.equal(engines.compiled(model, ids, 6), engines.eager(model, ids, 6))
+        # And written to: on a CPU weights are constants of what is compiled.
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.mul_(torch.randn_like(weight))
+        assert torch.equal(engines.compiled(model, ids, 6), engines.eager(model, ids, 6))
 
 
 @pytest.mark.parametrize(("rows", "how"), [(1, "decompose_mm"), (2, "mkldnn_linear_weight_pack_matcher_count")])

@@ -18,11 +18,14 @@ if TYPE_CHECKING:
 def compiled(model: PreTrainedModel, ids: Tensor, new_tokens: int, *, sample: bool = False) -> Tensor:
     """As `eager`, each decode step one compiled graph: on CUDA a CUDA graph, on a CPU with kernels for its rows."""
     from torch._inductor import config as inductor
+    from torch.compiler import skip_guard_on_all_nn_modules_unsafe
     from transformers import CompileConfig
 
     on_cpu = model.device.type == "cpu"
-    how: dict[str, Any] = {"mode": None if on_cpu else "reduce-overhead"}
-    config = CompileConfig(dynamic=False, **how)
+    # Whether the model still is what was compiled is asked once a generate, by _cache, and not in each step, where it
+    # takes as long as launching the graph does.
+    how = {"guard_filter_fn": skip_guard_on_all_nn_modules_unsafe, "triton.cudagraphs": not on_cpu}
+    config = CompileConfig(dynamic=False, mode=None, options=how)  # type: ignore[arg-type] # None: as options say
     config._compile_all_devices = True  # type: ignore[assignment] # CPU too
     cache = _cache(model, ids.shape[0], ids.shape[1] + new_tokens, decodes=new_tokens > 1)
     try:
@@ -53,7 +56,7 @@ def _cache(model: PreTrainedModel, rows: int, length: int, *, decodes: bool) -> 
     import torch
     from transformers import StaticCache
 
-    shape = {"rows": rows, "length": length, "parameters": model.num_parameters()}  # it may have been cut since
+    shape = {"rows": rows, "length": length, "model": _identity(model)}
     had = model.__dict__.get("_slimcore_compiled", {})
     if decodes and had.get("shape") != shape:
         # What was compiled for another shape holds memory, and torch compiles a function so often only.
@@ -67,6 +70,12 @@ def _cache(model: PreTrainedModel, rows: int, length: int, *, decodes: bool) -> 
     cache: StaticCache = had["cache"]
     cache.reset()
     return cache
+
+
+def _identity(model: PreTrainedModel) -> list[tuple[object, ...]]:
+    """What changes where a module does, or a weight, replaced or written to: it may have been cut or healed since."""
+    modules: list[tuple[object, ...]] = [(id(module), module.training) for module in model.modules()]
+    return modules + [(id(p), p.shape, p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters()]
 
 
 def _forget(model: PreTrainedModel) -> None:
