@@ -90,7 +90,7 @@ def _rows(ladders: Mapping[str, Ladder], known: _Known) -> list[dict[str, str]]:
         rows.append(
             {
                 "method": method,
-                "vs dense": " to ".join(tables.against_dense(gained[n]) for n in (0, -1)) if gained else "",
+                "vs dense": " to ".join(tables.against_dense(gain) for gain in (*gained[:1], *gained[1:][-1:])),
                 "largest M": _largest(ladder),
                 "plateau": _plateau(_speeds(ladder)),
                 "best": "" if method == DENSE else _best(ladder, ladders[DENSE]),
