@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from slimcore.bench import figures, gains, limit, noise, pareto, story, tables
+from slimcore.bench import figures, limit, noise, pareto, story, tables
 from slimcore.bench.baseline import Baseline, cost_of
 from slimcore.bench.cell import DENSE
 from slimcore.bench.checks import Check, changed_costs
+from slimcore.bench.gains import times
 from slimcore.bench.gate import Judgement
 from slimcore.bench.judging import Judge
 from slimcore.bench.results import Record, Run, grouped, in_order, throughput
@@ -111,9 +112,10 @@ def _headline(run: Run, cells: Mapping[str, Record], resumed: int = 0) -> list[s
     lines = [f"{len(cells)} of {len(run.planned)} cells measured: "]
     lines[0] += ", ".join(f"{n} {s}" for s, n in count.items() if n)
     lines[0] += f" ({resumed} of them by an earlier start of this run)." if resumed else "."
-    gained = gains.over_dense(cells.values())
+    gains = {i: time.gain for i, time in times(cells.values()).items()}
     for (model, method), subject in run.subjects.items():
-        known = [gained[i] for i, c in cells.items() if i in gained and (c["model"], c["method"]) == (model, method)]
+        own = (i for i, c in cells.items() if (c["model"], c["method"]) == (model, method))
+        known = [gain for i in own if (gain := gains.get(i)) is not None]
         dense = run.subjects.get((model, DENSE))
         if dense is None or not known:
             continue

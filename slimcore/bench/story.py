@@ -7,11 +7,10 @@ bounds it, width pruning does not, and a smaller model has room for larger batch
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from slimcore.bench import tables
 from slimcore.bench.cell import DENSE, parse_method
-from slimcore.bench.gains import Time, over_dense, times
+from slimcore.bench.gains import Time, times
 from slimcore.bench.markdown import tabulated
 from slimcore.bench.results import Record, grouped, throughput
 from slimcore.bench.statistics import Comparison, compare
@@ -26,7 +25,7 @@ def told(cells: Sequence[Record]) -> str:
     Each engine has panels and readings of its own: whether they hold where nothing is launched by Python is a finding.
     """
     rows: list[dict[str, str]] = []
-    known = _Known(times(cells), over_dense(cells))
+    known = times(cells)
     reading: list[dict[str, str]] = []
     first = [c for c in cells if c["round"] == 1]
     ways = grouped(first, "engine", "dtype")
@@ -74,23 +73,16 @@ _ALIGNED = "multiples of 64 make a width method faster"
 Ladder = Mapping[int, Record]  # batch -> cell, of one series of a panel
 
 
-@dataclass(frozen=True)
-class _Known:
-    """Of all cells, by id."""
-
-    times: Mapping[str, Time]
-    gains: Mapping[str, Comparison]
-
-
-def _rows(ladders: Mapping[str, Ladder], known: _Known) -> list[dict[str, str]]:
+def _rows(ladders: Mapping[str, Ladder], known: Mapping[str, Time]) -> list[dict[str, str]]:
     """Of one panel, a row a method."""
     rows = []
     for method, ladder in ladders.items():
-        gained = [known.gains[c["id"]] for _, c in sorted(ladder.items()) if c["id"] in known.gains]
+        ran = [known[c["id"]] for _, c in sorted(ladder.items()) if c["id"] in known]
+        gains = [time.gain for time in ran if time.gain is not None]
         rows.append(
             {
                 "method": method,
-                "vs dense": " to ".join(tables.against_dense(gain) for gain in (*gained[:1], *gained[1:][-1:])),
+                "vs dense": " to ".join(tables.against_dense(gain) for gain in (*gains[:1], *gains[1:][-1:])),
                 "largest M": _largest(ladder),
                 "plateau": _plateau(_speeds(ladder)),
                 "best": "" if method == DENSE else _best(ladder, ladders[DENSE]),
@@ -99,22 +91,22 @@ def _rows(ladders: Mapping[str, Ladder], known: _Known) -> list[dict[str, str]]:
     return rows
 
 
-def _read(ladders: Mapping[str, Ladder], known: _Known, held: dict[str, list[bool | None]]) -> None:
+def _read(ladders: Mapping[str, Ladder], known: Mapping[str, Time], held: dict[str, list[bool | None]]) -> None:
     """Add to `held` what one panel says of each claim that it can speak of."""
-    ran = {m: {b: c["id"] for b, c in sorted(ladder.items()) if c["status"] == "ok"} for m, ladder in ladders.items()}
-    depth = next((m for m in ladders if _kind(m) == "depth"), DENSE)
+    ran = {m: {b: known[c["id"]] for b, c in sorted(own.items()) if c["id"] in known} for m, own in ladders.items()}
+    depth = [m for m in ladders if _kind(m) == "depth"][:1]
     widths = [m for m in ladders if _kind(m) == "width" and "x" not in m.partition(":")[2]]
     smallest = min(ladders[DENSE])
 
     def over(new: str, old: str, *, at: int | None = None) -> list[Comparison]:
         """Latency of `new` over that of `old`, at each M that both have, or at one."""
         shared = [m for m in ran[new] if m in ran[old] and at in (None, m)]
-        return [compare(known.times[ran[new][m]].plausible, known.times[ran[old][m]].plausible) for m in shared]
+        return [compare(ran[new][m].plausible, ran[old][m].plausible) for m in shared]
 
     claims = {
-        _DEPTH: (over(DENSE, depth) if depth != DENSE else [], _faster),
-        _WIDTH: ([r for m in widths if depth != DENSE for r in over(m, depth, at=smallest)], _faster),
-        _STILL: ([r for m in widths for r in over(DENSE, m, at=smallest)], lambda times: times < STILL),
+        _DEPTH: ([r for d in depth for r in over(DENSE, d)], _faster),
+        _WIDTH: ([r for d in depth for m in widths for r in over(m, d, at=smallest)], _faster),
+        _STILL: ([r for m in widths for r in over(DENSE, m, at=smallest)], lambda ratio: ratio < STILL),
         _ALIGNED: ([r for m in ladders if (plain := m.rpartition("x")[0]) in ladders for r in over(plain, m)], _faster),
     }
     for claim, (ratios, true) in claims.items():
@@ -125,8 +117,8 @@ def _read(ladders: Mapping[str, Ladder], known: _Known, held: dict[str, list[boo
         held.setdefault(_LARGER, []).append(max(largest.values()) > largest[DENSE])
 
 
-def _faster(times: float) -> bool:
-    return times > 1
+def _faster(ratio: float) -> bool:
+    return ratio > 1
 
 
 def _holds(ratios: Sequence[Comparison], true: Callable[[float], bool]) -> bool | None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from slimcore.bench import gains, limit
+from slimcore.bench import limit
 from slimcore.bench.baseline import Baseline
-from slimcore.bench.gains import Time
+from slimcore.bench.gains import Time, times
 from slimcore.bench.gate import Judgement
 from slimcore.bench.limit import Device
 from slimcore.bench.markdown import tabulated
@@ -28,11 +28,8 @@ def of_cells(
     device: Device | None,
 ) -> str:
     """A row a cell, compared with dense among them, and what the columns mean."""
-    times, gained = gains.times(cells), gains.over_dense(cells)
-    rows = [
-        _row(c, times.get(c["id"]), gained.get(c["id"]), subjects, device) | {"verdict": verdict_of(verdicts[c["id"]])}
-        for c in cells
-    ]
+    known = times(cells)
+    rows = [_row(c, known.get(c["id"]), subjects, device) | {"verdict": verdict_of(verdicts[c["id"]])} for c in cells]
     note = _COLUMNS if device is None else f"{_COLUMNS} {_LIMIT.format(_peaks(device))}"
     return f"{_filled(rows)}\n\n{note}"
 
@@ -61,11 +58,7 @@ def _filled(rows: Sequence[dict[str, str]]) -> str:
 
 
 def _row(
-    cell: Record,
-    time: Time | None,
-    gain: Comparison | None,
-    subjects: Mapping[tuple[str, str], Record],
-    device: Device | None,
+    cell: Record, time: Time | None, subjects: Mapping[tuple[str, str], Record], device: Device | None
 ) -> dict[str, str]:
     row = dict.fromkeys(_FIGURES, "")
     if time is not None:
@@ -81,7 +74,7 @@ def _row(
             "peak memory": human(cell["peak_bytes"], "B") if cell["peak_bytes"] else "",
             "J/token": f"{cell['joules']:.3g}" if cell.get("joules") else "",
             "% of limit": "" if least is None else f"{least / time.measured.centre:.0%}",
-            "vs dense": "" if gain is None else against_dense(gain),
+            "vs dense": "" if time.gain is None else against_dense(time.gain),
         }
     else:
         row["latency (s)"] = "out of memory" if cell["status"] == "oom" else cell["status"]
