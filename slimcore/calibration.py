@@ -29,6 +29,7 @@ class Tokens:
     tokenizer_sha256: str | None = None
     bos: bool = False  # each window starts with the tokenizer's BOS
     seed: int | None = None
+    kinds: tuple[str, ...] = ()  # of each window: its kind of the built-in text, or its text's name; empty: not known
 
     def describe(self) -> dict[str, Any]:
         """Provenance as JSON types, with a hash of the ids."""

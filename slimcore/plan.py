@@ -207,9 +207,7 @@ class Plan:
             ]
         lines += self._picture_inside() if self.width else []
         if healed := self.provenance.get("healed"):
-            before, after = healed["perplexity"]
-            left_alone = "" if healed["kept"] else ": no, it would rise; a gap is too wide, take less or other layers"
-            lines.append(f"  healed      perplexity on {healed['text']} {before:.4g} -> {after:.4g}{left_alone}")
+            lines += _healed(healed)
         return "\n".join(lines)
 
     def _picture_inside(self) -> list[str]:
@@ -252,6 +250,20 @@ class Plan:
             "channel": shape.channel_parameters,
         }
         return sizes[kind]
+
+
+def _healed(healed: dict[str, Any]) -> list[str]:
+    """Perplexity of each kind of text before and after, on windows held out, and how much of the change is kept."""
+    kept = healed["kept"]
+    lines = [
+        f"  healed      perplexity on {kind} {before:.4g} -> {after:.4g}"
+        for kind, (before, after) in healed["perplexity"].items()
+    ]
+    if kept == 0:
+        lines[-1] += ": no, some text would get worse; a gap is too wide, take less or other layers"
+    elif kept < 1:
+        lines.append(f"              with {kept:g} of each change: with more, some text would get worse")
+    return lines
 
 
 def _check_indices(what: str, kept: tuple[int, ...], count: int) -> None:

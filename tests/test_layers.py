@@ -14,7 +14,7 @@ PACKAGE = Path(slimcore.__file__).parent
 ORDER = [
     "errors", "units", "files", "budget", "scores", "plan", "widths", "selection", "modeling_slimcore", "structure",
     "registration", "cost", "progress", "layerwise", "moments", "gradients", "text", "calibration", "methods",
-    "description", "surgery", "checkpoint", "quality", "healing", "models", "training", "recovery", "options", "bench",
+    "description", "surgery", "checkpoint", "quality", "leastsquares", "refits", "trial", "healing", "models", "training", "recovery", "options", "bench",
     "cli",
 ]  # fmt: skip
 BENCH_ORDER = [
