@@ -57,6 +57,7 @@ def recover(
     length: int = 128,
     rank: int = 8,
     learning_rate: float = 1e-4,
+    bos: bool | None = None,
     seed: int = 0,
     every: int = 50,
     device: str | torch.device = "cpu",
@@ -65,8 +66,8 @@ def recover(
     """Train the pruned model in `folder` on a text, and write it to `out`, in the shape and dtype it had.
 
     `text` as `source` of `calibration_tokens`; None is the calibration half of the built-in text. A step takes
-    `batch_size` windows of `length` tokens; all windows come once before one comes again. `learning_rate` is the
-    highest, after a tenth of the steps. Training is in float32: 4 bytes a parameter. `out` gets recovery.json and
+    `batch_size` windows of `length` tokens; all windows come once before one comes again. `bos` as in
+    `calibration_tokens`. `learning_rate` is the highest, after a tenth of the steps. Training is in float32: 4 bytes a parameter. `out` gets recovery.json and
     recovery.png too.
 
     `every` so many steps what is needed to go on is written to a hidden folder beside `out`: called again with the
@@ -81,7 +82,7 @@ def recover(
     if tokenizer is None:
         raise CheckpointError(f"{folder} has no tokenizer, and a text needs one: save the model with its own")
     tokens = calibration_tokens(
-        tokenizer, samples=steps * batch_size, length=length, seed=seed, source=text, least=batch_size
+        tokenizer, samples=steps * batch_size, length=length, seed=seed, source=text, bos=bos, least=batch_size
     )
     if plan is not None:
         plan = replace(plan, provenance=plan.provenance | {"recovered": tokens.describe()})
@@ -92,6 +93,7 @@ def recover(
         "weights_sha256": _digest(model),
         "tokenizer_sha256": tokens.tokenizer_sha256,
         "text_sha256": tokens.text_sha256,
+        "bos": tokens.bos,
         "steps": steps,
         "batch_size": batch_size,
         "length": length,
