@@ -61,7 +61,7 @@ def heal_(model: PreTrainedModel, plan: Plan, tokens: Tokens | Tensor, *, batch_
         raise PlanError(f"{plan.method}: the plan takes nothing away: there is nothing to heal")
     if 0 in plan.removed:
         raise PlanError("the first layer goes, and none is before it to be refitted: protect it, or do not heal")
-    ids = as_ids(tokens, view.vocabulary)
+    ids = as_ids(tokens, view)
     _check_enough(plan, ids)
     was_training = model.training
     model.eval()

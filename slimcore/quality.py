@@ -38,7 +38,7 @@ def perplexity(model: PreTrainedModel, tokens: Tokens | Tensor, *, batch_size: i
     `batch_size`: windows computed at once. Raises TextError where ids do not fit the vocabulary.
     """
     view = decoder(model)
-    ids = as_ids(tokens, view.vocabulary)
+    ids = as_ids(tokens, view)
     dtype = layerwise.arithmetic(view.head.weight)
     was_training = model.training
     model.eval()

@@ -86,7 +86,7 @@ def recover(
     )
     if plan is not None:
         plan = replace(plan, provenance=plan.provenance | {"recovered": tokens.describe()})
-    ids = as_ids(tokens, decoder(model).vocabulary)
+    ids = as_ids(tokens, decoder(model))
     # What the losses depend on, but for rounding.
     arguments = {
         "schema": SCHEMA,

@@ -26,6 +26,9 @@ NORMS = ("input_layernorm", "post_attention_layernorm")
 GROUP_ROWS, GROUP_COLUMNS = (QUERY, KEY, VALUE), OUT
 CHANNEL_ROWS, CHANNEL_COLUMNS = (GATE, UP), DOWN
 
+# Rotary embeddings that hold `factor` times the positions that the config may name.
+STRETCHED_ROPE = ("linear", "dynamic", "yarn")
+
 # Lists in a config that hold one entry a layer.
 PER_LAYER_CONFIG = ("layer_types",)
 
@@ -45,6 +48,15 @@ class Decoder:
     def vocabulary(self) -> int:
         """Token ids the model has a row for."""
         return self.embedding.num_embeddings
+
+    @property
+    def context(self) -> int | None:
+        """Tokens of a text that the model can hold, by its config; None: the config does not say."""
+        positions: int | None = getattr(self.model.config, "max_position_embeddings", None)
+        rope = getattr(self.model.config, "rope_parameters", None) or {}
+        if positions is None or rope.get("rope_type") not in STRETCHED_ROPE:
+            return positions
+        return max(positions, int(rope.get("original_max_position_embeddings", positions) * rope["factor"]))
 
 
 def decoder(model: PreTrainedModel) -> Decoder:

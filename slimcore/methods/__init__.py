@@ -144,7 +144,7 @@ def score(
     needed = chosen.needs_tokens(metric)
     if needed and tokens is None:
         raise TextError(f"{method} scores on calibration tokens: pass tokens (see calibration_tokens)")
-    ids = as_ids(tokens, view.vocabulary) if needed and tokens is not None else None
+    ids = as_ids(tokens, view) if needed and tokens is not None else None
     on = Calibration(
         torch.empty(0, 0, dtype=torch.long) if ids is None else ids,
         range(rule[0], max(rule[0], len(view.layers) - rule[1])),
