@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Perplexity:
     """A perplexity that can be compared: only with one on the same tokens."""
 
-    value: float
+    value: float  # infinite where it is beyond any float
     predictions: int  # tokens predicted: N (T - 1)
     tokens: dict[str, Any]  # provenance of the windows: text, BOS policy, hashes
 
@@ -32,14 +32,22 @@ class Perplexity:
 
 
 @torch.no_grad()
-def perplexity(model: PreTrainedModel, tokens: Tokens | Tensor, *, batch_size: int = 16) -> Perplexity:
+def perplexity(
+    model: PreTrainedModel,
+    tokens: Tokens | Tensor,
+    *,
+    batch_size: int = 16,
+    arithmetic: torch.dtype | None = None,
+) -> Perplexity:
     """exp of the mean next-token NLL, pooled over all windows (N, T); each window stands alone.
 
-    `batch_size`: windows computed at once. Raises TextError where ids do not fit the vocabulary.
+    `batch_size`: windows computed at once. `arithmetic`: what the model is run in, float16, bfloat16 or float32 (None:
+    its weights' dtype; on a CPU float32). Raises TextError where ids do not fit the vocabulary, and
+    UnsupportedModelError where the model computes what is not finite: it has no perplexity.
     """
     view = decoder(model)
     ids = as_ids(tokens, view.vocabulary)
-    dtype = layerwise.arithmetic(view.head.weight)
+    dtype = layerwise.arithmetic(view.head.weight, arithmetic)
     was_training = model.training
     model.eval()
     nll = 0.0
@@ -51,10 +59,14 @@ def perplexity(model: PreTrainedModel, tokens: Tokens | Tensor, *, batch_size: i
                 with layerwise.computing_in(layer, dtype):
                     hidden = layerwise.run(layer, hidden, arguments)
             nll += float(layerwise.next_token_nll(view, hidden, batch).double().sum())
+            if not math.isfinite(nll):
+                raise layerwise.not_finite(view, batch, dtype)
     finally:
         model.train(was_training)
     predictions = ids.shape[0] * (ids.shape[1] - 1)
     described = (tokens if isinstance(tokens, Tokens) else Tokens(ids)).describe()
-    mean = nll / predictions
-    # A broken model's perplexity is beyond a float: it is infinite, not an error.
-    return Perplexity(math.exp(mean) if mean < 700 else math.inf, predictions, described)
+    try:
+        value = math.exp(nll / predictions)
+    except OverflowError:
+        value = math.inf
+    return Perplexity(value, predictions, described)
