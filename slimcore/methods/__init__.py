@@ -11,6 +11,7 @@ from slimcore.errors import TextError, UnknownNameError
 from slimcore.scores import PLUS_RULE, Means, Scores, Widths, checked_protection
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from transformers import PreTrainedModel
 
@@ -25,6 +26,7 @@ class Calibration:
     ids: Tensor  # (N, T); empty for methods that need none
     layers: range  # that may be cut: a method may leave out the others
     batch_size: int  # windows computed at once
+    arithmetic: torch.dtype  # to run the model in; gradients are taken in float32
     metric: str  # one of the method's, "" where it has none
     seed: int
 
@@ -121,17 +123,21 @@ def score(
     protect: tuple[int, int] | None = None,
     batch_size: int | None = None,
     seed: int = 0,
+    arithmetic: torch.dtype | None = None,
 ) -> Scores:
     """Score every layer of `model`, or every KV group and channel: low = cut first.
 
     `tokens`: calibration windows (N, T), for the methods that need them. `metric`: one of the method's (None: its
     default). `protect`: so many first and last layers will not be cut (None: the method's own), and gradients are not
     taken for them. `batch_size`: windows computed at once (None: the method's). `seed`: of the metric `random`.
+    `arithmetic`: what the model is run in, float16, bfloat16 or float32 (None: its weights' dtype; on a CPU float32);
+    gradients, and what is squared, summed or exponentiated, are float32 or wider in any case.
     Weights, gradients and training mode of the model are left as they were.
     Raises UnknownNameError, UnsupportedModelError, TextError, BudgetError.
     """
     import torch
 
+    from slimcore import layerwise
     from slimcore.calibration import Tokens, as_ids
     from slimcore.structure import check_weights, decoder, layer_shapes
 
@@ -149,6 +155,7 @@ def score(
         torch.empty(0, 0, dtype=torch.long) if ids is None else ids,
         range(rule[0], max(rule[0], len(view.layers) - rule[1])),
         batch_size or chosen.batch_size,
+        layerwise.arithmetic(view.head.weight, arithmetic),
         measure,
         seed,
     )
@@ -159,6 +166,8 @@ def score(
     finally:
         model.train(was_training)
     provenance: dict[str, object] = {"dtype": str(model.dtype).removeprefix("torch.")}
+    if on.arithmetic != layerwise.arithmetic(view.head.weight):
+        provenance |= {"arithmetic": str(on.arithmetic).removeprefix("torch.")}
     provenance |= {"metric": measure} if measure else {}
     provenance |= {"metric_seed": seed} if measure == "random" else {}
     if ids is not None:
