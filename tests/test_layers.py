@@ -12,7 +12,8 @@ import slimcore
 PACKAGE = Path(slimcore.__file__).parent
 # Each file may import only from those before it.
 ORDER = [
-    "errors", "units", "files", "budget", "scores", "plan", "widths", "selection", "modeling_slimcore", "structure",
+    "errors", "units", "files", "validation", "budget", "scores", "kept", "plan_json", "picture", "plan", "target",
+    "widths", "selection", "modeling_slimcore", "structure", "weights",
     "registration", "cost", "progress", "layerwise", "moments", "gradients", "text", "calibration", "methods",
     "description", "surgery", "checkpoint", "quality", "healing", "models", "training", "recovery", "options", "bench",
     "cli",

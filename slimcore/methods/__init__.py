@@ -57,6 +57,7 @@ class Method:
     protect: tuple[int, int] = PLUS_RULE
     allocation: str = "UL-UM"
     compensates: bool = False
+    standardised: bool = False  # scores of all layers and of both kinds can stand in one list as they are
 
     def needs_tokens(self, metric: str | None = None) -> bool:
         """Whether scoring takes calibration tokens."""
@@ -91,7 +92,7 @@ METHODS = {
         Method(
             "flap", "FLAP", "fluctuation of the structure's output, its mean kept as a bias", inside=True,
             metrics=("WIFV", "IFV", "WIFN"), windows=(128, 128), batch_size=8, protect=(0, 0), allocation="AL-AM",
-            compensates=True,
+            compensates=True, standardised=True,
         ),
         Method(
             "wanda-sp", "Wanda-sp", "|weight| x norm of its input", inside=True, windows=(128, 128), batch_size=8,
@@ -134,6 +135,7 @@ def score(
 
     from slimcore.calibration import Tokens, as_ids
     from slimcore.structure import check_weights, decoder, layer_shapes
+    from slimcore.weights import digest
 
     chosen = method_named(method)
     measure = chosen.metric(metric)
@@ -158,7 +160,7 @@ def score(
         found = chosen.function(view, on)
     finally:
         model.train(was_training)
-    provenance: dict[str, object] = {"dtype": str(model.dtype).removeprefix("torch.")}
+    provenance: dict[str, object] = {"dtype": str(model.dtype).removeprefix("torch."), "weights_sha256": digest(model)}
     provenance |= {"metric": measure} if measure else {}
     provenance |= {"metric_seed": seed} if measure == "random" else {}
     if ids is not None:
@@ -217,6 +219,7 @@ def _scores(
         bytes_per_parameter=view.embedding.weight.element_size(),
         protect=method.protect if protect is None else protect,
         allocation=allocation or method.allocation,
+        standardised=method.standardised,
         provenance=provenance,
     )
 
