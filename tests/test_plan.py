@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slimcore.errors import BudgetError, PlanError, SlimcoreError
-from slimcore.plan import Plan, Step
+from slimcore.errors import BudgetError, SlimcoreError
+from slimcore.plan import Plan
 from slimcore.scores import LayerShape, Scores
 from slimcore.selection import select
 
