@@ -31,7 +31,7 @@ from slimcore.plan import Plan
 from slimcore.progress import progress
 from slimcore.quality import perplexity
 from slimcore.structure import DOWN, NORMS, OUT, Decoder, check_weights, decoder, projection
-from slimcore.surgery import check_fits, cut_inside_, prune_
+from slimcore.surgery import check_fits, cut_, cut_inside_
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -69,7 +69,7 @@ def heal_(model: PreTrainedModel, plan: Plan, tokens: Tokens | Tensor, *, batch_
         refits = _walk(view, plan, layerwise.batches(ids, batch_size))
     finally:
         model.train(was_training)
-    prune_(model, plan)
+    cut_(model, plan)
     sample = ids[:: -(-len(ids) // TRIED)]
     before = perplexity(model, sample).value
     cut = _set(model, plan, {(refit.layer, refit.projection): refit.weight for refit in refits})
@@ -79,7 +79,7 @@ def heal_(model: PreTrainedModel, plan: Plan, tokens: Tokens | Tensor, *, batch_
     described = (tokens if isinstance(tokens, Tokens) else Tokens(ids)).describe()
     errors = {f"{refit.layer}.{refit.projection}": round(refit.error, 4) for refit in refits}
     healed = described | {"ridge": RIDGE, "error_left": errors, "perplexity": [before, after], "kept": after < before}
-    return replace(plan, provenance=plan.provenance | {"healed": healed})
+    return plan.with_healing(healed)
 
 
 def _set(model: PreTrainedModel, plan: Plan, weights: dict[tuple[int, str], Tensor]) -> dict[tuple[int, str], Tensor]:

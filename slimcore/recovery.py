@@ -11,14 +11,11 @@ import json
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from slimcore.calibration import as_ids, calibration_tokens
@@ -30,9 +27,11 @@ from slimcore.plan import Plan
 from slimcore.progress import progress
 from slimcore.structure import decoder
 from slimcore.training import Training, order_of, rate_at
+from slimcore.digest import digest
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    import torch
+    from torch import Tensor
 
 SCHEMA = "slimcore.recovery/1"
 RECOVERY_FILE, CURVE_FILE = "recovery.json", "recovery.png"
@@ -85,12 +84,12 @@ def recover(
         tokenizer, samples=steps * batch_size, length=length, seed=seed, source=text, bos=bos, least=batch_size
     )
     if plan is not None:
-        plan = replace(plan, provenance=plan.provenance | {"recovered": tokens.describe()})
+        plan = plan.with_recovery(tokens.describe())
     ids = as_ids(tokens, decoder(model))
     # What the losses depend on, but for rounding.
     arguments = {
         "schema": SCHEMA,
-        "weights_sha256": _digest(model),
+        "weights_sha256": digest(model),
         "tokenizer_sha256": tokens.tokenizer_sha256,
         "text_sha256": tokens.text_sha256,
         "bos": tokens.bos,
@@ -179,14 +178,6 @@ def _write_state(work: Path, arguments: dict[str, Any], training: Training) -> N
 
 def _state_file(work: Path) -> Path:
     return work / "state.safetensors"
-
-
-def _digest(model: PreTrainedModel) -> str:
-    """SHA-256 of all weights."""
-    digest = sha256()
-    for parameter in model.parameters():
-        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _check_numbers(learning_rate: float, **counts: int) -> None:

@@ -12,9 +12,11 @@ import slimcore
 PACKAGE = Path(slimcore.__file__).parent
 # Each file may import only from those before it.
 ORDER = [
-    "errors", "units", "files", "budget", "scores", "plan", "widths", "selection", "modeling_slimcore", "structure",
+    "errors", "units", "files", "validation", "budget", "scores", "kept", "plan_json", "picture", "plan", "target",
+    "widths", "selection", "modeling_slimcore", "structure", "digest",
     "registration", "cost", "progress", "layerwise", "moments", "gradients", "text", "calibration", "methods",
-    "description", "surgery", "checkpoint", "quality", "healing", "models", "training", "recovery", "options", "bench",
+    "description", "surgery", "checkpoint", "quality", "healing", "models", "training", "recovery", "options",
+    "commands", "bench",
     "cli",
 ]  # fmt: skip
 BENCH_ORDER = [

@@ -59,6 +59,7 @@ class Method:
     protect: tuple[int, int] = PLUS_RULE
     allocation: str = "UL-UM"
     compensates: bool = False
+    standardised: bool = False  # scores of all layers and of both kinds can stand in one list as they are
 
     def needs_tokens(self, metric: str | None = None) -> bool:
         """Whether scoring takes calibration tokens."""
@@ -93,7 +94,7 @@ METHODS = {
         Method(
             "flap", "FLAP", "fluctuation of the structure's output, its mean kept as a bias", inside=True,
             metrics=("WIFV", "IFV", "WIFN"), windows=(128, 128), batch_size=8, protect=(0, 0), allocation="AL-AM",
-            compensates=True,
+            compensates=True, standardised=True,
         ),
         Method(
             "wanda-sp", "Wanda-sp", "|weight| x norm of its input", inside=True, windows=(128, 128), batch_size=8,
@@ -140,6 +141,7 @@ def score(
     from slimcore import layerwise
     from slimcore.calibration import Tokens, as_ids
     from slimcore.structure import check_weights, decoder, layer_shapes
+    from slimcore.digest import digest
 
     chosen = method_named(method)
     measure = chosen.metric(metric)
@@ -165,7 +167,7 @@ def score(
         found = chosen.function(view, on)
     finally:
         model.train(was_training)
-    provenance: dict[str, object] = {"dtype": str(model.dtype).removeprefix("torch.")}
+    provenance: dict[str, object] = {"dtype": str(model.dtype).removeprefix("torch."), "weights_sha256": digest(model)}
     if on.arithmetic != layerwise.arithmetic(view.head.weight):
         provenance |= {"arithmetic": str(on.arithmetic).removeprefix("torch.")}
     provenance |= {"metric": measure} if measure else {}
@@ -226,6 +228,7 @@ def _scores(
         bytes_per_parameter=view.embedding.weight.element_size(),
         protect=method.protect if protect is None else protect,
         allocation=allocation or method.allocation,
+        standardised=method.standardised,
         provenance=provenance,
     )
 
