@@ -109,7 +109,8 @@ def _dataset(source: str) -> Text:
     except TextError:
         raise
     except Exception as error:  # datasets raises whatever its hub and its file formats raise
-        raise TextError(f"{source!r} is no file, and datasets cannot load it: {error}") from error
+        told = " ".join(str(error).split())
+        raise TextError(f"{source!r} is no file, and datasets cannot load it: {told}") from error
 
 
 def _documents(rows: Iterable[Any], source: str, column: str | None, most: int | None = None) -> tuple[Document, ...]:

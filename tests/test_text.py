@@ -170,7 +170,7 @@ def test_a_data_set_without_its_package_its_hub_or_its_column_is_refused(monkeyp
         text.read("wikitext", "heldout")
 
     def load_dataset(*_, **__):
-        raise ConnectionError("no route to hub")
+        raise ConnectionError("no route\nto hub")
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
     with pytest.raises(TextError, match="no route to hub"):
