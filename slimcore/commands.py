@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from slimcore.calibration import Tokens
     from slimcore.cost import Footprint
 
+
 def prune(
     model: ModelName,
     out: Annotated[Path, typer.Option(help="Folder for the pruned model.")],
@@ -289,9 +290,7 @@ def _score(
     return score(network, tokens, method=method, metric=metric, protect=protect, seed=asked.seed)
 
 
-def _tokens(
-    tokenizer: PreTrainedTokenizerBase | None, name: str, asked: Windows, samples: int, length: int
-) -> Tokens:
+def _tokens(tokenizer: PreTrainedTokenizerBase | None, name: str, asked: Windows, samples: int, length: int) -> Tokens:
     from slimcore.calibration import calibration_tokens
 
     return calibration_tokens(

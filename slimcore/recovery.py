@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from slimcore.calibration import as_ids, calibration_tokens
 from slimcore.checkpoint import PLAN_FILE, check_writable, save
+from slimcore.digest import digest
 from slimcore.errors import CheckpointError
 from slimcore.files import new_file, new_folder, write_text
 from slimcore.models import load
@@ -27,7 +28,6 @@ from slimcore.plan import Plan
 from slimcore.progress import progress
 from slimcore.structure import decoder
 from slimcore.training import Training, order_of, rate_at
-from slimcore.digest import digest
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor, nn
 
-from slimcore.description import check_describable, describe_
+from slimcore.description import check_describable, describe_, keep_layers_
+from slimcore.digest import digest, without_weights
 from slimcore.errors import OtherWeightsWarning, PlanError
 from slimcore.kept import Width, others, owned
 from slimcore.plan import Plan
@@ -19,14 +20,12 @@ from slimcore.structure import (
     CHANNEL_ROWS,
     GROUP_COLUMNS,
     GROUP_ROWS,
-    PER_LAYER_CONFIG,
     Decoder,
     decoder,
     layer_shapes,
     projection,
     renumber_,
 )
-from slimcore.digest import digest, without_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,10 +38,10 @@ def prune_(model: Model, plan: Plan) -> Model:
 
     Where the plan has means of what goes, biases of the output projections make up for them. Layers are numbered anew
     and the config tells the truth about the result, so that cached decoding, saving and loading are those of an
-    ordinary smaller model; the model's class changes where the stock one cannot hold the result.
+    ordinary smaller model. The class stays where whole layers go; it changes where the stock one cannot hold widths.
     Nothing is changed where an error is raised: PlanError where the plan is another model's, UnsupportedModelError
-    where the model is of a class of its own, whose widths no config could tell. Warns where it was made for other
-    weights of the same shape.
+    where widths are cut of a class, or of layers, with more to them than transformers' own: no config could tell of
+    both. Warns where the plan was made for other weights of the same shape.
     """
     check_fits(decoder(model), plan)
     return cut_(model, plan)
@@ -84,13 +83,11 @@ def cut_(model: Model, plan: Plan) -> Model:
     for index, width in plan.width.items():
         cut_inside_(view.layers[index], plan.shapes[index], width)
     if plan.removed:
-        for name in PER_LAYER_CONFIG:
-            entries = getattr(model.config, name, None)
-            if isinstance(entries, list | tuple) and len(entries) == plan.num_layers:
-                setattr(model.config, name, [entries[i] for i in plan.keep])
+        keep_layers_(model.config, plan.keep)
         view.backbone.layers = nn.ModuleList(view.layers[i] for i in plan.keep)
     renumber_(model)
-    describe_(model)
+    if plan.width:
+        describe_(model)
     return model
 
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 import slimcore
 from slimcore import surgery
+from slimcore.digest import digest, without_weights
 from slimcore.errors import OtherWeightsWarning, PlanError, SlimcoreError
 from slimcore.kept import Width
 from slimcore.plan import Plan, Step
 from slimcore.scores import Widths
-from slimcore.digest import digest, without_weights
 from tests.helpers import ids, tiny, width_plans
 from tests.test_plan_json import check_cut, same, small, state
 

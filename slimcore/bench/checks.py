@@ -7,7 +7,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from statistics import fmean, median
-from typing import Any
 
 from slimcore.bench.baseline import Baseline, Record, cost_of
 from slimcore.bench.gate import EFFECT, RULES, Judgement, canary_of, corrected, doubt, host_moved

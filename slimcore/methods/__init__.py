@@ -140,8 +140,8 @@ def score(
 
     from slimcore import layerwise
     from slimcore.calibration import Tokens, as_ids
-    from slimcore.structure import check_weights, decoder, layer_shapes
     from slimcore.digest import digest
+    from slimcore.structure import check_weights, decoder, layer_shapes
 
     chosen = method_named(method)
     measure = chosen.metric(metric)
