@@ -2,7 +2,7 @@
 
 Four verbs, in this order: `calibration_tokens`, `score`, `select`, `prune_`, or `heal_` in its place. Around them
 `load`, `save`, `perplexity`.
-Names are resolved on first use, so that `import slimcore` stays fast.
+Importing it makes transformers' Auto classes know the models it saves. All else is imported on first use.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from slimcore.registration import register_with_transformers
+from slimcore.registration import register_at_import
 
 if TYPE_CHECKING:
     from slimcore.calibration import Tokens, calibration_tokens, heldout_tokens
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from slimcore.scores import Scores
     from slimcore.selection import select
     from slimcore.surgery import prune_
-
-register_with_transformers()
 
 __version__ = "0.1.0"
 
@@ -84,3 +82,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+register_at_import()

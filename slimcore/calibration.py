@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +16,12 @@ from slimcore import text
 from slimcore.errors import TextError
 from slimcore.files import sha256
 from slimcore.plan import BETWEEN
+from slimcore.structure import Decoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+Windows = list[tuple[str, Tensor]]  # each with its kind
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,11 @@ class Tokens:
     seed: int | None = None
     kinds: tuple[str, ...] = ()  # of each window: its kind of the built-in text, or its text's name; empty: not known
 
+    @property
+    def text_hashes(self) -> frozenset[str]:
+        """SHA-256 of each text: texts are the same where these are, whatever their paths and names."""
+        return frozenset(self.text_sha256.split(BETWEEN) if self.text_sha256 else ())
+
     def describe(self) -> dict[str, Any]:
         """Provenance as JSON types, with a hash of the ids."""
         return {
@@ -40,6 +50,7 @@ class Tokens:
             "bos": self.bos,
             "seed": self.seed,
             "windows": list(self.ids.shape),
+            "kinds": dict(Counter(self.kinds)),
             "tokens_sha256": sha256(self.ids.cpu().contiguous().numpy().tobytes()),
         }
 
@@ -50,47 +61,34 @@ def calibration_tokens(
     samples: int = 10,
     length: int = 128,
     seed: int = 0,
+    bos: bool | None = None,
     source: str | Path | Sequence[str | Path] | None = None,
     least: int | None = None,
 ) -> Tokens:
-    """Draw `samples` windows of `length` tokens at random, none overlapping another.
+    """Draw `samples` windows of `length` tokens at random, none overlapping another, each from one document.
 
     Each document is cut into consecutive windows at a random offset; the windows are drawn without replacement.
     `source` as in `slimcore.text.read`, or several, which give equal shares; None is the calibration half of the
-    built-in text. No special tokens. Raises TextError where a text is too short; where `least` windows are enough, all
-    are taken that there are.
+    built-in text, whose kinds give equal shares of its share. `bos`: each window starts with BOS (counted in
+    `length`); None: where the tokenizer itself adds it. Raises TextError where a text is too short; where `least`
+    windows are enough, all are taken that there are.
     """
-    _positive(samples=samples, length=length)
+    first = _bos(tokenizer, bos)
+    _positive(samples=samples, length=length - len(first))
     sources = [source] if source is None or isinstance(source, str | Path) else list(source)
     if not 1 <= len(sources) <= samples:
         raise TextError(f"{samples} windows cannot be shared by {len(sources)} texts: give one text, or more windows")
     generator = torch.Generator().manual_seed(seed)
     origins = [text.read(one, "calibration") for one in sources]
-    drawn = [_drawn(tokenizer, origin, length, generator) for origin in origins]
+    drawn = [_drawn(tokenizer, origin, length - len(first), generator) for origin in origins]
     if least is not None:
-        samples = max(least, min(samples, len(drawn) * min(map(len, drawn))))
-    windows: list[Tensor] = []
-    for i, (origin, there) in enumerate(zip(origins, drawn, strict=True)):
-        share = samples // len(origins) + (i < samples % len(origins))
-        if len(there) < share:
-            raise TextError(
-                f"{origin.name} gives {len(there)} windows of {length} tokens, {share} were asked:"
-                " use a longer text, or ask for fewer or shorter windows"
-            )
-        windows += there[:share]
-    return _tokens(tokenizer, origins, windows, bos=False, seed=seed)
-
-
-def _drawn(
-    tokenizer: PreTrainedTokenizerBase, origin: text.Text, length: int, generator: torch.Generator
-) -> list[Tensor]:
-    """All windows of a text, in the order in which they are drawn."""
-    windows: list[Tensor] = []
-    for ids in _tokenised(tokenizer, origin):
-        spare = len(ids) % length
-        offset = int(torch.randint(spare + 1, (1,), generator=generator))
-        windows += ids[offset : offset + len(ids) - spare].split(length) if len(ids) >= length else []
-    return [windows[i] for i in torch.randperm(len(windows), generator=generator).tolist()]
+        samples = max(least, min(samples, len(drawn) * min(len(of) * min(map(len, of.values())) for of in drawn)))
+    windows: Windows = []
+    for origin, of_kind, share in zip(origins, drawn, _shares(samples, len(drawn)), strict=True):
+        for (kind, there), part in zip(of_kind.items(), _shares(share, len(of_kind)), strict=True):
+            _check_enough(origin, kind, there, part, length)
+            windows += [(kind, window) for window in there[:part]]
+    return _tokens(tokenizer, origins, windows, first, seed)
 
 
 def heldout_tokens(
@@ -98,62 +96,138 @@ def heldout_tokens(
     *,
     length: int = 128,
     limit: int | None = None,
-    bos: bool = False,
+    bos: bool | None = None,
     source: str | Path | None = None,
 ) -> Tokens:
     """Cut a text into consecutive windows of `length` tokens, to measure perplexity on; what is left over is dropped.
 
-    `limit`: at most so many tokens, from the front. `bos`: each window starts with BOS (counted in `length`).
-    `source` as in `slimcore.text.read`; None is the held-out half of the built-in text.
-    Raises TextError where there is not one window.
+    `source` as in `slimcore.text.read`; its documents are joined by blank lines. None is the held-out half of the
+    built-in text: windows of its kinds in turn, as many of each, from one document each. `limit`: at most so many
+    tokens, from the front. `bos`: each window starts with BOS (counted in `length`); None: where the tokenizer itself
+    adds it. Raises TextError where there is not one window.
     """
+    first = _bos(tokenizer, bos)
     _positive(length=length - 1, limit=1 if limit is None else limit // length)
     origin = text.read(source, "heldout")
-    ids = torch.cat(_tokenised(tokenizer, origin))
-    body = length - bos
-    windows = list(ids[: len(ids) // body * body].split(body)) if len(ids) >= body else []
-    if not windows:
-        raise TextError(f"{origin.name} has {len(ids)} tokens, fewer than one window of {length}: use a longer text")
-    if bos:
-        if tokenizer.bos_token_id is None:
-            raise TextError("bos=True, but the tokenizer has no BOS token: measure without")
-        windows = [torch.cat([torch.tensor([tokenizer.bos_token_id]), w]) for w in windows]
-    return _tokens(tokenizer, [origin], windows[: None if limit is None else limit // length], bos=bos, seed=None)
+    body = length - len(first)
+    if origin.kinds:
+        of_kind = {
+            kind: _in_turn([_cut(ids, body) for ids in _tokenised(tokenizer, documents)])
+            for kind, documents in origin.by_kind().items()
+        }
+    else:
+        whole = "\n\n".join(_rendered(tokenizer, document) for document in origin.documents)
+        of_kind = {origin.name: _cut(_tokenised(tokenizer, [whole])[0], body)}
+    for kind, there in of_kind.items():
+        _check_enough(origin, kind, there, 1, length)
+    windows = [pair for row in zip(*of_kind.values(), strict=False) for pair in zip(of_kind, row, strict=True)]
+    return _tokens(tokenizer, [origin], windows[: None if limit is None else limit // length], first, None)
 
 
-def as_ids(tokens: Tokens | Tensor, vocabulary: int) -> Tensor:
-    """The (N, T) int64 ids of `tokens`, checked against a model's `vocabulary`. Raises TextError."""
+def as_ids(tokens: Tokens | Tensor, view: Decoder) -> Tensor:
+    """The (N, T) int64 ids of `tokens`, checked against a model's vocabulary and context. Raises TextError."""
     ids = tokens.ids if isinstance(tokens, Tokens) else tokens
     if ids.ndim != 2 or ids.shape[0] < 1 or ids.shape[1] < 2 or ids.is_floating_point():
         raise TextError(f"tokens must be integer ids (N, T) with T of 2 or more (got {ids.dtype} {tuple(ids.shape)})")
     low, high = int(ids.min()), int(ids.max())
-    if low < 0 or high >= vocabulary:
+    if low < 0 or high >= view.vocabulary:
         raise TextError(
-            f"token ids must lie within 0..{vocabulary - 1}, the model's vocabulary (got {low}..{high}):"
+            f"token ids must lie within 0..{view.vocabulary - 1}, the model's vocabulary (got {low}..{high}):"
             " tokenise with the model's own tokenizer"
+        )
+    if view.context is not None and ids.shape[1] > view.context:
+        raise TextError(
+            f"windows of {ids.shape[1]} tokens are longer than the model's context of {view.context}:"
+            f" use shorter windows (length of {view.context} or less; on the command line --length)"
         )
     return ids.long()
 
 
-def _tokenised(tokenizer: PreTrainedTokenizerBase, origin: text.Text) -> list[Tensor]:
-    """The ids of each document, without special tokens."""
+def _drawn(
+    tokenizer: PreTrainedTokenizerBase, origin: text.Text, length: int, generator: torch.Generator
+) -> dict[str, list[Tensor]]:
+    """All windows of each kind of a text, in the order in which they are drawn."""
+    drawn = {}
+    for kind, documents in origin.by_kind().items():
+        windows: list[Tensor] = []
+        for ids in _tokenised(tokenizer, documents):
+            offset = int(torch.randint(len(ids) % length + 1, (1,), generator=generator))
+            windows += _cut(ids[offset:], length)
+        drawn[kind] = [windows[i] for i in torch.randperm(len(windows), generator=generator).tolist()]
+    return drawn
+
+
+def _cut(ids: Tensor, length: int) -> list[Tensor]:
+    """Consecutive windows from the front."""
+    return list(ids[: len(ids) // length * length].view(-1, length))
+
+
+def _in_turn(lists: Sequence[list[Tensor]]) -> list[Tensor]:
+    """The first of each list, then the second of each, and so on."""
+    return [one for row in zip_longest(*lists) for one in row if one is not None]
+
+
+def _shares(total: int, parts: int) -> list[int]:
+    """`total` in `parts` that are equal, or one more in the first."""
+    return [total // parts + (i < total % parts) for i in range(parts)]
+
+
+def _bos(tokenizer: PreTrainedTokenizerBase, bos: bool | None) -> list[int]:  # noqa: FBT001
+    """BOS where windows start with it, else nothing; None: as the tokenizer has it."""
+    token = tokenizer.bos_token_id
+    if bos and token is None:
+        raise TextError("bos=True, but the tokenizer has no BOS token: go without (bos=False; --no-bos)")
+    return [token] if (_adds_bos(tokenizer) if bos is None else bos) else []
+
+
+def _adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    token = tokenizer.bos_token_id
+    return token is not None and tokenizer("a")["input_ids"][:1] == [token]
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, document: text.Document) -> str:
+    """A document as the model reads it: a chat in the tokenizer's template, less the BOS that the tokenizer adds."""
+    if isinstance(document, str):
+        return document
+    if tokenizer.chat_template is None:
+        raise TextError("the text holds chats, and the tokenizer has no chat template: give a text without messages")
+    try:
+        plain = str(tokenizer.apply_chat_template(document, tokenize=False))
+    except Exception as error:  # a template is a program of its author's, and raises what it likes
+        raise TextError(f"the tokenizer's chat template refuses a chat of the text: {error}") from error
+    return plain.removeprefix(str(tokenizer.bos_token)) if _adds_bos(tokenizer) else plain
+
+
+def _tokenised(tokenizer: PreTrainedTokenizerBase, documents: Sequence[text.Document]) -> list[Tensor]:
+    """The ids of each document, with no special tokens but those of a chat template."""
+    plain = [_rendered(tokenizer, document) for document in documents]
     # verbose=False: a whole document is longer than the model's context, and is meant to be.
-    encoded = tokenizer(list(origin.documents), add_special_tokens=False, verbose=False)["input_ids"]
+    encoded = tokenizer(plain, add_special_tokens=False, verbose=False)["input_ids"]
     return [torch.tensor(ids, dtype=torch.long) for ids in encoded]
 
 
 def _tokens(
-    tokenizer: PreTrainedTokenizerBase, origins: list[text.Text], windows: list[Tensor], *, bos: bool, seed: int | None
+    tokenizer: PreTrainedTokenizerBase, origins: list[text.Text], windows: Windows, first: list[int], seed: int | None
 ) -> Tokens:
     vocabulary = "\0".join(f"{token}\0{i}" for token, i in sorted(tokenizer.get_vocab().items()))
+    start = torch.tensor(first, dtype=torch.long)
     return Tokens(
-        ids=torch.stack(windows),
+        ids=torch.stack([torch.cat([start, window]) for _, window in windows]),
         text=BETWEEN.join(origin.name for origin in origins),
         text_sha256=BETWEEN.join(origin.digest for origin in origins),
         tokenizer_sha256=sha256(vocabulary.encode()),
-        bos=bos,
+        bos=bool(first),
         seed=seed,
+        kinds=tuple(kind for kind, _ in windows),
     )
+
+
+def _check_enough(origin: text.Text, kind: str, windows: list[Tensor], asked: int, length: int) -> None:
+    if len(windows) < asked:
+        raise TextError(
+            f"{origin.name}{f' ({kind})' if origin.kinds else ''} gives {len(windows)} windows of {length} tokens,"
+            f" {asked} were asked: use a longer text, or ask for fewer or shorter windows"
+        )
 
 
 def _positive(**numbers: int) -> None:

@@ -102,6 +102,9 @@ def read_config(folder: Path) -> PretrainedConfig:
     """The config of a checkpoint folder. Raises CheckpointError, UnsupportedModelError."""
     from transformers import AutoConfig
 
+    from slimcore.registration import register
+
+    register()
     path = folder / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{folder} is not a model: it has no config.json")

@@ -1,50 +1,16 @@
-"""The command line: prune, score, recover, eval, inspect, and those of `bench/commands.py`; heavy imports are late."""
+"""The command line: its commands stand in `commands.py` and `bench/commands.py`; here they are put together and run."""
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from statistics import fmean, median
-from typing import TYPE_CHECKING, Annotated, Any
+import warnings
+from typing import Any, NoReturn
 
 import typer
 
-from slimcore.bench import commands
-from slimcore.budget import Budget
-from slimcore.errors import CheckpointError, PlanError, SlimcoreError
-from slimcore.methods import method_named
-from slimcore.options import (
-    Allocation,
-    Bytes,
-    Device,
-    Dtype,
-    HealSamples,
-    Layers,
-    Length,
-    LocalRatio,
-    MethodName,
-    Metric,
-    ModelName,
-    MultipleOf,
-    Params,
-    Protect,
-    Ratio,
-    Samples,
-    Seed,
-    TextSource,
-    TextSources,
-    given_budget,
-    given_protection,
-)
-from slimcore.plan import HEALING_WINDOWS, Plan
-from slimcore.scores import Scores
-from slimcore.selection import select
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from slimcore.calibration import Tokens
-    from slimcore.cost import Footprint
+from slimcore import commands
+from slimcore.bench import commands as measuring
+from slimcore.errors import SlimcoreError, is_out_of_memory, reason_of
 
 # rich_markup_mode=None: help without rich, in half the time.
 app = typer.Typer(
@@ -55,290 +21,41 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-
-@app.command()
-def prune(
-    model: ModelName,
-    out: Annotated[Path, typer.Option(help="Folder for the pruned model.")],
-    method: MethodName = "depth-ppl",
-    ratio: Ratio = None,
-    params: Params = None,
-    bytes: Bytes = None,  # noqa: A002
-    layers: Layers = None,
-    local_ratio: LocalRatio = None,
-    multiple_of: MultipleOf = 1,
-    protect: Protect = None,
-    metric: Metric = None,
-    allocation: Allocation = None,
-    plan: Annotated[
-        Path | None, typer.Option(help="Replay this plan; with a budget, the method goes on after it.")
-    ] = None,
-    heal: Annotated[bool, typer.Option("--heal", help="Refit what is next to each gap.")] = False,  # noqa: FBT002
-    heal_samples: HealSamples = HEALING_WINDOWS[0],
-    text: TextSources = None,
-    samples: Samples = None,
-    length: Length = None,
-    seed: Seed = 0,
-    dtype: Dtype = None,
-    device: Device = "cpu",
-    force: Annotated[bool, typer.Option("--force", help="Replace what the folder holds.")] = False,  # noqa: FBT002
-) -> None:
-    """Score a model's structures, cut the least important ones, and save what is left."""
-    from slimcore.checkpoint import check_writable, save
-    from slimcore.healing import heal_
-    from slimcore.methods import unscored
-    from slimcore.surgery import prune_
-
-    check_writable(out, overwrite=force)
-    first = None if plan is None else Plan.load(plan).unhealed()
-    budget = given_budget(ratio, params, bytes, layers, local_ratio)
-    goes_on = first is None or budget
-    if goes_on:
-        Budget(**budget)  # refused before a model is loaded, and so is the next
-        method_named(method).metric(metric)
-    rule = given_protection(protect)
-    network, tokenizer = _load(model, dtype, device, seed)
-    # A text that is too short is refused before the long work.
-    long = length or HEALING_WINDOWS[1]
-    windows = _tokens(tokenizer, model, heal_samples, long, seed, text) if heal else None
-
-    def cut(chosen: Plan) -> Plan:
-        """Cut, heal where that is asked, and say so."""
-        if windows is None:
-            prune_(network, chosen)
-        else:
-            chosen = heal_(network, chosen, windows)
-        typer.echo(str(chosen))
-        return chosen
-
-    chosen = first
-    if first is not None:
-        chosen = first = cut(first)
-    if goes_on:
-        options: dict[str, Any] = budget | {"multiple_of": multiple_of, "allocation": allocation, "protect": rule}
-        select(unscored(network, method=method), **options)  # what cannot be met is refused before the long work
-        scores = _score(network, tokenizer, model, method, metric, rule, text, samples, length, seed)
-        second = cut(select(scores, **options))
-        chosen = second if first is None else first.then(second)
-    save(network, out, plan=chosen, tokenizer=tokenizer, overwrite=force)
-    typer.echo(f"saved: {out}")
-
-
-@app.command()
-def score(
-    model: ModelName,
-    method: MethodName = "depth-ppl",
-    metric: Metric = None,
-    protect: Protect = None,
-    text: TextSources = None,
-    samples: Samples = None,
-    length: Length = None,
-    seed: Seed = 0,
-    dtype: Dtype = None,
-    device: Device = "cpu",
-) -> None:
-    """Print the importance of each layer, least important first, or of what is inside each."""
-    method_named(method).metric(metric)
-    network, tokenizer = _load(model, dtype, device, seed)
-    scores = _score(network, tokenizer, model, method, metric, given_protection(protect), text, samples, length, seed)
-    typer.echo(f"{method} on {scores.provenance.get('text', 'the weights alone')}; low goes first")
-    if scores.values:
-        typer.echo(f"{'rank':>4} {'layer':>5} {'score':>12}")
-        for rank, layer in enumerate(scores.order, 1):
-            typer.echo(f"{rank:>4} {layer:>5} {scores.values[layer]:>12.6g}")
-        return
-    columns = [f"{kind} {which}" for kind in ("KV group", "channel") for which in ("lowest", "median", "highest")]
-    typer.echo("layer " + " ".join(f"{name:>16}" for name in columns))
-    for layer, widths in enumerate(scores.widths):
-        if not widths.channels:
-            typer.echo(f"{layer:>5}   protected: not scored")
-            continue
-        figures = [f(v) for v in (widths.kv_groups, widths.channels) for f in (min, median, max)]
-        typer.echo(f"{layer:>5} " + " ".join(f"{figure:>16.6g}" for figure in figures))
-
-
-@app.command()
-def recover(
-    model: ModelName,
-    out: Annotated[Path, typer.Option(help="Folder for the trained model.")],
-    text: TextSources = None,
-    steps: Annotated[int, typer.Option(help="Of training.")] = 200,
-    batch_size: Annotated[int, typer.Option(help="Windows a step.")] = 8,
-    length: Annotated[int, typer.Option(help="Tokens a window.")] = 128,
-    rank: Annotated[int, typer.Option(help="Of the updates.")] = 8,
-    learning_rate: Annotated[float, typer.Option(help="The highest, after a tenth of the steps.")] = 1e-4,
-    seed: Seed = 0,
-    every: Annotated[int, typer.Option(help="Steps after which it could go on from there.")] = 50,
-    device: Device = "cpu",
-    force: Annotated[bool, typer.Option("--force", help="Replace what the folder holds.")] = False,  # noqa: FBT002
-) -> None:
-    """Train a pruned model by LoRA, merged at the end; run it again to go on after an interruption."""
-    from slimcore.recovery import recover as recovered
-
-    done = recovered(model, out, text=text or None, steps=steps, batch_size=batch_size, length=length, rank=rank,
-                     learning_rate=learning_rate, seed=seed, every=every, device=device, overwrite=force)  # fmt: skip
-    few = max(1, steps // 20)
-    first, last = fmean(done.losses[:few]), fmean(done.losses[-few:])
-    typer.echo(f"loss {first:.3f} -> {last:.3f} in {done.steps} steps, {done.seconds:.0f} s")
-    typer.echo(f"saved: {out}")
-
-
-@app.command("eval")
-def evaluate(
-    model: ModelName,
-    text: TextSource = None,
-    length: Annotated[int, typer.Option(help="Tokens a window.")] = 128,
-    limit: Annotated[int | None, typer.Option(help="Tokens to measure on, from the front; default: all.")] = None,
-    bos: Annotated[bool, typer.Option("--bos", help="Start each window with BOS.")] = False,  # noqa: FBT002
-    dtype: Dtype = None,
-    device: Device = "cpu",
-) -> None:
-    """Print a model's perplexity on a held-out text."""
-    from slimcore.calibration import heldout_tokens
-    from slimcore.checkpoint import PLAN_FILE
-    from slimcore.quality import perplexity
-
-    network, tokenizer = _load(model, dtype, device, 0)
-    tokens = heldout_tokens(_needed(tokenizer, model), length=length, limit=limit, bos=bos, source=text)
-    lies = Path(model) / PLAN_FILE
-    if lies.is_file() and tokens.text_sha256 in Plan.load(lies).texts:
-        typer.echo(
-            f"warning: {tokens.text} is what the model was calibrated on: it flatters; give another --text", err=True
-        )
-    result = perplexity(network, tokens)
-    typer.echo(f"perplexity {result.value:.4f}")
-    typer.echo(
-        f"  {result.predictions:,} predictions on {tokens.text}, {tokens.ids.shape[0]} windows of {length} tokens,"
-        f" {'each starting with BOS' if bos else 'no BOS'}"
-    )
-
-
-@app.command()
-def inspect(
-    target: Annotated[str, typer.Argument(metavar="MODEL|PLAN", help="A model, as for prune, or a plan's JSON file.")],
-    method: MethodName = "depth-ppl",
-    ratio: Ratio = None,
-    params: Params = None,
-    bytes: Bytes = None,  # noqa: A002
-    layers: Layers = None,
-    local_ratio: LocalRatio = None,
-    multiple_of: MultipleOf = 1,
-    protect: Protect = None,
-    against: Annotated[Path | None, typer.Option(help="Compare the plan with this one.")] = None,
-    dtype: Dtype = None,
-) -> None:
-    """Print what a model costs, or would cost after a cut, or what a plan says; no weights are needed."""
-    if Path(target).is_file():
-        plan = Plan.load(target)
-        typer.echo(str(plan))
-        if against is not None:
-            typer.echo(f"{(other := Plan.load(against))}\n{plan.compare(other)}")
-        return
-    if against is not None:
-        raise PlanError(f"{target} is no plan's JSON file: --against compares two plans")
-    from slimcore.cost import footprint
-    from slimcore.methods import unscored
-    from slimcore.models import load_meta
-    from slimcore.surgery import prune_
-
-    budget = given_budget(ratio, params, bytes, layers, local_ratio)
-    network = load_meta(target, dtype=dtype)
-    before = footprint(network)
-    if not budget:
-        _print_footprints({target: before})
-        return
-    plan = select(
-        unscored(network, method=method), **budget, multiple_of=multiple_of, protect=given_protection(protect)
-    )
-    prune_(network, plan)
-    fewer = f", {len(plan.removed)} layers fewer" if plan.removed else ""
-    _print_footprints({target: before, f"{method}{fewer}": footprint(network)})
-    typer.echo(f"{plan.ratio:.2%} of block parameters; what goes is for scoring to say: slimcore score, slimcore prune")
-
-
+app.command("eval")(commands.evaluate)
 for command in (
-    commands.sweep,
-    commands.predict,
-    commands.compare,
-    commands.merge,
-    commands.report,
-    commands.accept,
-    commands.history,
+    commands.prune,
+    commands.score,
+    commands.recover,
+    commands.inspect,
+    measuring.sweep,
+    measuring.predict,
+    measuring.compare,
+    measuring.merge,
+    measuring.report,
+    measuring.accept,
+    measuring.history,
 ):
     app.command()(command)
 
 
 def main() -> None:
-    """Run the command line; a SlimcoreError is one line on stderr and exit code 2."""
+    """Run the command line; a SlimcoreError, or memory that runs out, is one line on stderr and exit code 2."""
+    warnings.showwarning = _say_warning
     try:
         app()
     except SlimcoreError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
+        _leave(str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        _leave(f"out of memory: {reason_of(error)}; free some, or take a smaller model, dtype or --length")
 
 
-def _load(
-    name: str, dtype: str | None, device: str, seed: int
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
-    from slimcore.models import load
-
-    return load(name, dtype=dtype, device=device, seed=seed)
+def _leave(message: str) -> NoReturn:
+    typer.echo(f"error: {message}", err=True)
+    sys.exit(2)
 
 
-def _score(
-    network: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None,
-    name: str,
-    method: str,
-    metric: str | None,
-    protect: tuple[int, int] | None,
-    text: list[str] | None,
-    samples: int | None,
-    length: int | None,
-    seed: int,
-) -> Scores:
-    from slimcore.methods import score
-
-    chosen, tokens = method_named(method), None
-    if chosen.needs_tokens(metric):
-        windows, long = chosen.windows or (0, 0)
-        samples, length = windows if samples is None else samples, long if length is None else length
-        tokens = _tokens(tokenizer, name, samples, length, seed, text)
-    return score(network, tokens, method=method, metric=metric, protect=protect, seed=seed)
-
-
-def _tokens(
-    tokenizer: PreTrainedTokenizerBase | None,
-    name: str,
-    samples: int,
-    length: int,
-    seed: int,
-    text: list[str] | None,
-) -> Tokens:
-    from slimcore.calibration import calibration_tokens
-
-    return calibration_tokens(_needed(tokenizer, name), samples=samples, length=length, seed=seed, source=text or None)
-
-
-def _needed(tokenizer: PreTrainedTokenizerBase | None, name: str) -> PreTrainedTokenizerBase:
-    if tokenizer is None:
-        raise CheckpointError(f"{name} has no tokenizer, and a text needs one: give a model that comes with its own")
-    return tokenizer
-
-
-def _print_footprints(columns: dict[str, Footprint]) -> None:
-    """One row a cost, one column a model."""
-    width = max(20, *(len(name) for name in columns))
-    typer.echo(" " * 26 + "  ".join(f"{name:>{width}}" for name in columns))
-    for label, field in (
-        ("layers", "layers"),
-        ("KV groups, all layers", "kv_groups"),
-        ("MLP channels, all layers", "channels"),
-        ("parameters", "parameters"),
-        ("block parameters", "block_parameters"),
-        ("weight bytes", "weight_bytes"),
-        ("FLOPs per token", "flops_per_token"),
-        ("  + per position attended", "flops_per_position"),
-        ("KV cache bytes per token", "kv_bytes_per_token"),
-    ):
-        typer.echo(f"{label:<26}" + "  ".join(f"{getattr(c, field):>{width},}" for c in columns.values()))
+def _say_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """A warning as one line, without the place in the code that gave it."""
+    typer.echo(f"warning: {message}", err=True)

@@ -42,3 +42,7 @@ class PlanError(SlimcoreError):
 
 class ResultsError(SlimcoreError):
     """A grid, result or baseline that is malformed or cannot be read or written."""
+
+
+class OtherWeightsWarning(UserWarning):
+    """A plan is used on a model of the right shape, but was made for other weights."""

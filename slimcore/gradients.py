@@ -42,6 +42,7 @@ def of_each_layer(
 
     `ids` (N, T). `wanted`: None is every layer; below the first of them nothing is run backward, above the last no
     weight's gradient is taken. `squares` takes gradients window by window, whatever the `batch_size`.
+    Raises UnsupportedModelError where the loss's gradient is not finite.
     """
     wanted = range(len(view.layers)) if wanted is None else wanted
     parts = layerwise.batches(ids, 1 if squares else batch_size)
@@ -50,9 +51,10 @@ def of_each_layer(
         entry, hidden = _inputs_of_each_layer(view, batch, wanted.start, what)
         inputs.append(hidden)
         arguments.append(entry.arguments)
-        upstream.append(
-            layerwise.summed_nll_gradient(view, hidden.pop(), batch).div_(ids.shape[0] * (ids.shape[1] - 1))
-        )
+        gradient = layerwise.summed_nll_gradient(view, hidden.pop(), batch)
+        if not bool(gradient.isfinite().all()):
+            raise layerwise.not_finite(view, batch, torch.float32)
+        upstream.append(gradient.div_(ids.shape[0] * (ids.shape[1] - 1)))
     backward = range(len(view.layers) - 1, wanted.start - 1, -1)
     for index in progress(backward, f"{what}, gradients", total=len(backward)):
         layer = view.layers[index]

@@ -19,8 +19,7 @@ that was left out gains most, and at the end the whole is judged on windows that
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,7 +31,7 @@ from slimcore.errors import PlanError, TextError
 from slimcore.plan import Plan
 from slimcore.refits import find, set_
 from slimcore.structure import check_weights, decoder
-from slimcore.surgery import check_fits, prune_
+from slimcore.surgery import check_fits, cut_
 from slimcore.trial import judge
 
 if TYPE_CHECKING:
@@ -70,10 +69,10 @@ def heal_(
     if 0 in plan.removed:
         raise PlanError("the first layer goes, and none is before it to be refitted: protect it, or do not heal")
     given = tokens if isinstance(tokens, Tokens) else Tokens(tokens)
-    ids = as_ids(given, view.vocabulary)
+    ids = as_ids(given, view)
     _check_enough(plan, ids)
     split = _split(given)
-    dtype = arithmetic or layerwise.arithmetic(view.head.weight)
+    dtype = layerwise.arithmetic(view.head.weight, arithmetic)
     was_training = model.training
     model.eval()
     try:
@@ -82,7 +81,7 @@ def heal_(
         verdict = judge(view, plan, refits, held, dtype)
     finally:
         model.train(was_training)
-    prune_(model, plan)
+    cut_(model, plan)
     layers = decoder(model).layers
     for layer in {refit.layer for refit in refits} if verdict.kept else ():
         set_(layers[plan.keep.index(layer)], [refit for refit in refits if refit.layer == layer], verdict.kept)
@@ -93,7 +92,7 @@ def heal_(
         "perplexity": {kind: [value, verdict.after[kind]] for kind, value in verdict.before.items()},
         "kept": verdict.kept,
     }
-    return replace(plan, provenance=plan.provenance | {"healed": record})
+    return plan.with_healing(record)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from slimcore.errors import UnknownNameError, UnsupportedModelError
 from slimcore.structure import Decoder
+
+ARITHMETICS = (torch.float16, torch.bfloat16, torch.float32)
 
 # Logits of so many vocabulary entries at a time stay in a CPU's cache.
 VOCABULARY_BLOCK = 2048
@@ -63,14 +66,21 @@ def run(layer: nn.Module, hidden: Tensor, arguments: dict[str, Any]) -> Tensor:
     return cast(Tensor, output[0] if isinstance(output, tuple) else output)
 
 
-def arithmetic(weight: Tensor) -> torch.dtype:
-    """The dtype to compute in: the weights' own; on a CPU float32, so that results do not depend on its kind."""
-    return weight.dtype if weight.device.type != "cpu" else torch.float32
+def arithmetic(weight: Tensor, asked: torch.dtype | None = None) -> torch.dtype:
+    """The dtype to compute in: what is `asked`, or the weights' own; on a CPU float32, whatever it computes natively.
+
+    Raises UnknownNameError where `asked` is not one of ARITHMETICS.
+    """
+    if asked is None:
+        return weight.dtype if weight.device.type != "cpu" else torch.float32
+    if asked not in ARITHMETICS:
+        raise UnknownNameError("arithmetic", str(asked), map(str, ARITHMETICS))
+    return asked
 
 
 @contextmanager
 def computing_in(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Hold `module`'s weights in `dtype` inside the block; a wider dtype and back loses nothing."""
+    """Hold `module`'s weights in `dtype` inside the block; they are as before after it, whatever the dtype."""
     stored = {p: p.data for p in module.parameters() if p.dtype != dtype}
     try:
         for parameter, data in stored.items():
@@ -90,7 +100,8 @@ def next_token_nll(view: Decoder, hidden: Tensor, ids: Tensor) -> Tensor:
     weight = view.head.weight.detach()
     with computing_in(view.norm, hidden.dtype):
         states = view.norm(hidden[:, :-1]).flatten(0, 1).to(weight.device)  # (R, H), R = N (T-1)
-    chosen = (states.float() * weight[_targets(ids, weight)].float()).sum(-1)
+    rows = weight[_targets(ids, weight)].to(states.dtype)
+    chosen = (states.float() * rows.float()).sum(-1)
     nll: Tensor = (_log_normaliser(states, weight) - chosen).view(ids.shape[0], -1)
     return nll
 
@@ -129,10 +140,62 @@ def _log_normaliser(states: Tensor, weight: Tensor) -> Tensor:
     """log sum exp of the logits of each state, (R,) float32."""
     total = torch.full((len(states),), -torch.inf, device=states.device)
     for block in weight.split(VOCABULARY_BLOCK):
-        logits = (states @ block.to(states.dtype).T).float()
+        logits = _logits(states, block.to(states.dtype))
         top = logits.amax(-1, keepdim=True)
         total = torch.logaddexp(total, logits.sub_(top).exp_().sum(-1).log_().add_(top[:, 0]))
     return total
+
+
+def _logits(states: Tensor, rows: Tensor) -> Tensor:
+    """Products of each state (R, H) and row (B, H) of the head, (R, B) float32.
+
+    In half precision a logit of 1,000 would be off by 0.5, and one beyond 65,504 infinite.
+    """
+    if states.is_cuda and torch.version.cuda and states.dtype in (torch.float16, torch.bfloat16):
+        return torch.mm(states, rows.T, out_dtype=torch.float32)  # without float32 copies, as fast as in half precision
+    return states.float() @ rows.float().T
+
+
+@torch.no_grad()
+def not_finite(view: Decoder, ids: Tensor, dtype: torch.dtype, without: int | None = None) -> UnsupportedModelError:
+    """What to raise where a result from `ids` (N, T), without one layer, is not finite: it names the part at fault.
+
+    The model is run anew to find it: walks check their results alone, since each check makes a device wait.
+    """
+    name = str(dtype).removeprefix("torch.")
+    place, part = _first_not_finite(view, ids, dtype, None)
+    if part is view.head and without is not None:
+        place, part = _first_not_finite(view, ids, dtype, without)
+        place = f"without layer {without}, {place}"
+    damaged = [n for n, p in part.named_parameters() if not bool(p.isfinite().all())]
+    if damaged:
+        return UnsupportedModelError(
+            f"{place}'s {damaged[0]} holds values that are not finite: the weights are damaged, get them anew"
+        )
+    if dtype == torch.float16:
+        return UnsupportedModelError(
+            f"{place} computes values beyond 65,504, the largest of float16: load the model in bfloat16 or float32"
+        )
+    return UnsupportedModelError(
+        f"{place} computes values that are not finite in {name}: its weights are out of scale, get them anew"
+    )
+
+
+def _first_not_finite(view: Decoder, ids: Tensor, dtype: torch.dtype, without: int | None) -> tuple[str, nn.Module]:
+    """The first part whose output is not finite, by name; the head where all before it are."""
+    entry = enter(view, ids, dtype)
+    hidden = entry.hidden
+    if not bool(hidden.isfinite().all()):
+        return "the embedding", view.embedding
+    for index, (layer, arguments) in enumerate(zip(view.layers, entry.arguments, strict=True)):
+        if index != without:
+            with computing_in(layer, dtype):
+                hidden = run(layer, hidden, arguments)
+            if not bool(hidden.isfinite().all()):
+                return f"layer {index}", layer
+    with computing_in(view.norm, dtype):
+        normed = view.norm(hidden)
+    return ("the head", view.head) if bool(normed.isfinite().all()) else ("the final norm", view.norm)
 
 
 def batches(ids: Tensor, size: int) -> tuple[Tensor, ...]:

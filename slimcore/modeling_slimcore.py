@@ -3,6 +3,8 @@
 For a decoder of transformers, as LlamaConfig and LlamaForCausalLM, it has SlimLlamaConfig and SlimLlamaForCausalLM:
 the same but for what `per_layer_config` in config.json says of each layer: `num_attention_heads`,
 `num_key_value_heads`, `intermediate_size`, and whether its output projections have biases that the others lack.
+`intermediate_size` is always each layer's own, and null for the whole: from that no other class can build a model, so
+none can load these weights without a part of them.
 """
 
 import transformers
@@ -30,6 +32,12 @@ def __getattr__(name):
 
 def _config_class(name, stock):
     """`stock`, a config class, for layers that may differ in width."""
+
+    def new(cls, *_args, **_kwargs):
+        # The model class is made with the first config, not before: it imports the family's modules.
+        __getattr__(name.removesuffix("Config") + "ForCausalLM")
+        return object.__new__(cls)
+
     return strict(
         type(
             name,
@@ -37,11 +45,14 @@ def _config_class(name, stock):
             {
                 "__module__": __name__,
                 "__doc__": f"{stock.__name__} for layers that differ in width.",
-                "__annotations__": {"o_proj_bias": bool, "down_proj_bias": bool},
+                "__annotations__": {"intermediate_size": int | None, "o_proj_bias": bool, "down_proj_bias": bool},
+                "__new__": new,
                 "model_type": MODEL_TYPE + stock.model_type,
+                "intermediate_size": None,
                 "o_proj_bias": False,
                 "down_proj_bias": False,
                 "validate_architecture": _validate_architecture,
+                "validate_rope": lambda config: stock.validate_rope(config.per_layer_config[0]),
             },
         )
     )
@@ -59,20 +70,26 @@ def _model_class(name, stock):
     """`stock`, a class for causal language models, that builds each layer as its config says."""
 
     def build(self, config):
-        widths = config.to_dict().get("per_layer_config")
+        own, first = config.to_dict(), config.per_layer_config[0]
         # The stock class builds layers of one width, and must see no other.
         config.per_layer_config = None
+        config.intermediate_size = first.intermediate_size
         try:
             stock.__init__(self, config)
         finally:
-            config.per_layer_config = widths
+            config.intermediate_size = own["intermediate_size"]
+            config.per_layer_config = own.get("per_layer_config")
+        # It reads what all layers share, and would ask the whole for widths as it computes that anew.
+        self.model.rotary_emb.config = first
         for index, layer in enumerate(self.model.layers):
             _resize(layer, config.per_layer_config[index])
 
     config_class = __getattr__(PREFIX + stock.config_class.__name__)
     doc = f"{stock.__name__} for layers that differ in width."
     namespace = {"__module__": __name__, "__doc__": doc, "__init__": build, "config_class": config_class}
-    return type(name, (stock,), namespace)
+    made = type(name, (stock,), namespace)
+    transformers.AutoModelForCausalLM.register(config_class, made, exist_ok=True)
+    return made
 
 
 def _resize(layer, config):

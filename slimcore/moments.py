@@ -67,13 +67,16 @@ class LayerMoments:
 
 
 @torch.no_grad()
-def of_each_layer(view: Decoder, ids: Tensor, batch_size: int, what: str) -> Iterator[tuple[nn.Module, LayerMoments]]:
+def of_each_layer(
+    view: Decoder, ids: Tensor, batch_size: int, dtype: torch.dtype, what: str
+) -> Iterator[tuple[nn.Module, LayerMoments]]:
     """Walk through the layers once, from the first to the last, yielding each with its moments.
 
-    `ids` (N, T). Memory: the hidden states of all windows (N, T, H), and one batch's activations of one layer.
+    `ids` (N, T). `dtype`: arithmetic of the layers. Memory: the hidden states of all windows (N, T, H), and one batch's
+    activations of one layer. Raises UnsupportedModelError, after the last layer, where hidden states are not finite.
     """
-    dtype = layerwise.arithmetic(view.head.weight)
-    entries = [layerwise.enter(view, batch, dtype) for batch in layerwise.batches(ids, batch_size)]
+    parts = layerwise.batches(ids, batch_size)
+    entries = [layerwise.enter(view, batch, dtype) for batch in parts]
     states = [entry.hidden for entry in entries]
     for index, layer in enumerate(progress(view.layers, what, total=len(view.layers))):
         moments = LayerMoments(Moments(), Moments())
@@ -81,6 +84,10 @@ def of_each_layer(view: Decoder, ids: Tensor, batch_size: int, what: str) -> Ite
             for number, entry in enumerate(entries):
                 states[number] = layerwise.run(layer, states[number], entry.arguments[index])
         yield layer, moments
+    # What is not finite in one layer is not finite after the last.
+    for batch, hidden in zip(parts, states, strict=True):
+        if not bool(hidden.isfinite().all()):
+            raise layerwise.not_finite(view, batch, dtype)
 
 
 @contextmanager

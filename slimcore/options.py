@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
@@ -30,18 +31,48 @@ Protect = Annotated[
 ]
 Metric = Annotated[str | None, typer.Option(help="Of the method, as param_second of llm-pruner; default: its first.")]
 TextSource = Annotated[
-    str | None, typer.Option("--text", help="A file, or a datasets name; default: the built-in text.")
+    str | None,
+    typer.Option("--text", help="A file, lines of JSON as FILE.jsonl:COLUMN, or a datasets name; default: builtin."),
 ]
 TextSources = Annotated[
     list[str] | None,
-    typer.Option("--text", help="As often as wanted: a file, a datasets name, or python-topics, the built-in text."),
+    typer.Option(
+        "--text", help="A file, lines of JSON as FILE.jsonl:COLUMN, a datasets name, or builtin; may be repeated."
+    ),
 ]
 HealSamples = Annotated[int, typer.Option(help="Calibration windows of healing.")]
 Samples = Annotated[int | None, typer.Option(help="Calibration windows; default: the method's.")]
 Length = Annotated[int | None, typer.Option(help="Tokens a window; default: the method's.")]
+Bos = Annotated[
+    bool | None, typer.Option("--bos/--no-bos", help="Start each window with BOS; default: as the tokenizer does.")
+]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")]
 Seed = Annotated[int, typer.Option(help="Seed of the calibration windows and of random weights.")]
 Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; default: as stored.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the checkpoint that the folder holds.")]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a command's model comes from."""
+
+    name: str
+    dtype: str | None = None
+    device: str = "cpu"
+    seed: int = 0  # of random weights
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The calibration windows that a command was asked for; None is the method's own number."""
+
+    text: list[str] | None
+    samples: int | None
+    length: int | None
+    seed: int
+    bos: bool | None
 
 
 def given_budget(

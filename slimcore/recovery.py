@@ -11,18 +11,16 @@ import json
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from slimcore.calibration import as_ids, calibration_tokens
 from slimcore.checkpoint import PLAN_FILE, check_writable, save
+from slimcore.digest import digest
 from slimcore.errors import CheckpointError
 from slimcore.files import new_file, new_folder, write_text
 from slimcore.models import load
@@ -32,7 +30,8 @@ from slimcore.structure import decoder
 from slimcore.training import Training, order_of, rate_at
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    import torch
+    from torch import Tensor
 
 SCHEMA = "slimcore.recovery/1"
 RECOVERY_FILE, CURVE_FILE = "recovery.json", "recovery.png"
@@ -57,6 +56,7 @@ def recover(
     length: int = 128,
     rank: int = 8,
     learning_rate: float = 1e-4,
+    bos: bool | None = None,
     seed: int = 0,
     every: int = 50,
     device: str | torch.device = "cpu",
@@ -65,8 +65,8 @@ def recover(
     """Train the pruned model in `folder` on a text, and write it to `out`, in the shape and dtype it had.
 
     `text` as `source` of `calibration_tokens`; None is the calibration half of the built-in text. A step takes
-    `batch_size` windows of `length` tokens; all windows come once before one comes again. `learning_rate` is the
-    highest, after a tenth of the steps. Training is in float32: 4 bytes a parameter. `out` gets recovery.json and
+    `batch_size` windows of `length` tokens; all windows come once before one comes again. `bos` as in
+    `calibration_tokens`. `learning_rate` is the highest, after a tenth of the steps. Training is in float32: 4 bytes a parameter. `out` gets recovery.json and
     recovery.png too.
 
     `every` so many steps what is needed to go on is written to a hidden folder beside `out`: called again with the
@@ -81,17 +81,18 @@ def recover(
     if tokenizer is None:
         raise CheckpointError(f"{folder} has no tokenizer, and a text needs one: save the model with its own")
     tokens = calibration_tokens(
-        tokenizer, samples=steps * batch_size, length=length, seed=seed, source=text, least=batch_size
+        tokenizer, samples=steps * batch_size, length=length, seed=seed, source=text, bos=bos, least=batch_size
     )
     if plan is not None:
-        plan = replace(plan, provenance=plan.provenance | {"recovered": tokens.describe()})
-    ids = as_ids(tokens, decoder(model).vocabulary)
+        plan = plan.with_recovery(tokens.describe())
+    ids = as_ids(tokens, decoder(model))
     # What the losses depend on, but for rounding.
     arguments = {
         "schema": SCHEMA,
-        "weights_sha256": _digest(model),
+        "weights_sha256": digest(model),
         "tokenizer_sha256": tokens.tokenizer_sha256,
         "text_sha256": tokens.text_sha256,
+        "bos": tokens.bos,
         "steps": steps,
         "batch_size": batch_size,
         "length": length,
@@ -177,14 +178,6 @@ def _write_state(work: Path, arguments: dict[str, Any], training: Training) -> N
 
 def _state_file(work: Path) -> Path:
     return work / "state.safetensors"
-
-
-def _digest(model: PreTrainedModel) -> str:
-    """SHA-256 of all weights."""
-    digest = sha256()
-    for parameter in model.parameters():
-        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _check_numbers(learning_rate: float, **counts: int) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from slimcore.errors import BudgetError, PlanError
+from slimcore.validation import Strict, check_count, shown
 
 # "+" of Shortened LLaMA (arXiv 2402.02834): the first four and last two layers are never cut.
 PLUS_RULE = (4, 2)
@@ -18,13 +19,14 @@ ALLOCATIONS = ("UL-UM", "UL-MM", "AL-MM", "AL-AM")
 
 def checked_protection(protect: tuple[int, int]) -> tuple[int, int]:
     """So many first and last layers that are not cut. Raises BudgetError."""
-    if min(protect) < 0:
-        raise BudgetError(f"protect must be two numbers of layers, 0 or more (got {protect})")
+    numbers = protect if isinstance(protect, tuple) else ()
+    if len(numbers) != 2 or any(type(number) is not int or number < 0 for number in numbers):
+        raise BudgetError(f"protect must be two numbers of layers, 0 or more (got {shown(protect)})")
     return protect
 
 
 @dataclass(frozen=True)
-class LayerShape:
+class LayerShape(Strict):
     """One layer in numbers: its parameters, and those of each structure that can be cut from it."""
 
     parameters: int
@@ -38,6 +40,14 @@ class LayerShape:
     o_bias: bool  # whether the projections back to the hidden size have biases
     down_bias: bool
 
+    def __post_init__(self) -> None:
+        sizes = (self.parameters, self.hidden, self.head_dim, self.heads, self.kv_groups, self.kv_group_parameters,
+                 self.channels, self.channel_parameters)  # fmt: skip
+        for size in sizes:
+            check_count("a layer's sizes", size)
+        if self.heads % self.kv_groups:
+            raise PlanError(f"a layer's heads must divide evenly among its KV groups (got {self})")
+
     @property
     def group_inputs(self) -> int:
         """Inputs of o_proj that belong to one KV group."""
@@ -45,7 +55,7 @@ class LayerShape:
 
 
 @dataclass(frozen=True)
-class Widths:
+class Widths(Strict):
     """Importance of what is inside one layer: low = cut first; empty where it was not scored."""
 
     kv_groups: tuple[float, ...]
@@ -73,6 +83,7 @@ class Scores:
     bytes_per_parameter: float = 4
     protect: tuple[int, int] = PLUS_RULE  # of select(), unless told otherwise; so is the next
     allocation: str = "UL-UM"
+    standardised: bool = False  # scores of all layers and of both kinds can stand in one list as they are
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -84,6 +95,7 @@ class Scores:
             )
         bad = [i for i, v in enumerate(self.values) if not math.isfinite(v)]
         bad += [i for i, w in enumerate(self.widths) if not all(map(math.isfinite, (*w.kv_groups, *w.channels)))]
+        bad += [i for i, m in enumerate(self.means) if not all(map(math.isfinite, (*m.o, *m.down)))]
         if bad:
             raise PlanError(f"{self.method} scored layers {bad} as not finite; score a float32 copy of the model")
 

@@ -8,8 +8,10 @@ from itertools import accumulate
 
 from slimcore.budget import Budget
 from slimcore.errors import BudgetError, UnknownNameError
-from slimcore.plan import Plan, Width, others
+from slimcore.kept import Width, others
+from slimcore.plan import Plan, Step
 from slimcore.scores import ALLOCATIONS, Scores, checked_protection
+from slimcore.target import cuts_nothing, to_remove
 from slimcore.widths import cut_locally, cut_to
 
 
@@ -34,12 +36,14 @@ def select(
     is no multiple already; `allocation` is one of FLAP's (None: the method's own), and for its M `attention_ratio` is
     the share of attention that goes (None: as of the MLP).
     `protect`: so many first and last layers are never cut; None is as scored, (0, 0) switches it off.
-    Raises BudgetError where the budget is malformed or out of reach, UnknownNameError for an unknown allocation.
+    Raises BudgetError where the budget is malformed, out of reach, or so small that nothing would go; UnknownNameError
+    for an unknown allocation.
     """
     budget = Budget(ratio=ratio, params=params, bytes=bytes, layers=layers, local_ratio=local_ratio)
-    first, last = protect = checked_protection(scores.protect if protect is None else protect)
-    if multiple_of < 1:
-        raise BudgetError(f"multiple_of must be 1 or more (got {multiple_of})")
+    protect = checked_protection(scores.protect if protect is None else protect)
+    if type(multiple_of) is not int or multiple_of < 1:
+        raise BudgetError(f"multiple_of must be a whole number, 1 or more (got {multiple_of!r})")
+    scored = dict(scores.provenance)
     if scores.values:
         if (local_ratio, multiple_of, allocation, attention_ratio) != (None, 1, None, None):
             raise BudgetError(
@@ -55,63 +59,68 @@ def select(
             raise UnknownNameError("allocation", share, ALLOCATIONS)
         if attention_ratio is not None and not share.endswith("MM"):
             raise BudgetError(f"attention_ratio is for allocation UL-MM or AL-MM (got {share})")
-        keep, candidates = tuple(range(len(scores.shapes))), range(first, len(scores.shapes) - last)
+        scored |= {"allocation": share}
+        keep, candidates = tuple(range(len(scores.shapes))), _candidates(scores, budget, protect)
         if local_ratio is not None:
             width = cut_locally(scores, budget, candidates, multiple_of)
         else:
-            target = _target(scores, budget)
-            width = cut_to(scores, budget, target, candidates, multiple_of, share, attention_ratio)
+            width = cut_to(scores, budget, candidates, multiple_of, share, attention_ratio)
     return Plan(
         method=scores.method,
         shapes=scores.shapes,
         parameters_before=scores.total_parameters,
         keep=keep,
         width=width,
-        budget=budget.as_dict(),
+        steps=(Step(scores.method, budget, scored),),
         multiple_of=multiple_of,
         protect=protect,
         scores=scores.values,
         width_scores=scores.widths,
-        provenance=scores.provenance | ({} if scores.values else {"allocation": share}),
     )
 
 
-def _target(scores: Scores, budget: Budget) -> float:
-    """Parameters to remove."""
-    if budget.ratio is not None:
-        return budget.ratio * sum(shape.parameters for shape in scores.shapes)
-    left = budget.params if budget.params is not None else (budget.bytes or 0) / scores.bytes_per_parameter
-    if left > scores.total_parameters:
-        has = scores.total_parameters * (1 if budget.params is not None else scores.bytes_per_parameter)
-        raise BudgetError(f"{budget.words} is more than the model has ({has:,.0f}): ask for less")
-    return scores.total_parameters - left
+def _candidates(scores: Scores, budget: Budget, protect: tuple[int, int]) -> range:
+    """The layers that may be cut. Raises BudgetError where there is none."""
+    first, last = protect
+    count = len(scores.shapes)
+    if first + last < count:
+        return range(first, count - last)
+    raise BudgetError(
+        f"{budget.words} cuts nothing: none of the {count} layers may be cut, as the first {first} and last {last} are"
+        " protected; protect fewer, (0, 0) protects none"
+    )
 
 
 def _layers(scores: Scores, budget: Budget, protect: tuple[int, int]) -> tuple[int, ...]:
     """The layers that stay."""
-    first, last = protect
-    count = len(scores.values)
-    candidates = [i for i in scores.order if first <= i < count - last]
+    count, candidates = len(scores.values), _candidates(scores, budget, protect)
     # One layer at least stays, whatever is protected.
-    reach = min(len(candidates), count - 1)
-    number = _layers_to_remove(scores, budget, candidates[:reach])
-    if number > reach:
+    order = [i for i in scores.order if i in candidates][: count - 1]
+    number = _layers_to_remove(scores, budget, order)
+    if number > len(order):
         raise BudgetError(
-            f"{budget.words} asks for {number} of {count} layers, but at most {reach} may be cut"
-            f" (the first {first} and last {last} are protected, and one always stays):"
+            f"{budget.words} asks for {number} of {count} layers, but at most {len(order)} may be cut"
+            f" (the first {protect[0]} and last {protect[1]} are protected, and one always stays):"
             " ask for less, or protect fewer layers"
         )
-    return tuple(others(candidates[:number], count))
+    return tuple(others(order[:number], count))
 
 
-def _layers_to_remove(scores: Scores, budget: Budget, candidates: Sequence[int]) -> int:
-    """How many candidates, from the front, come nearest to the budget."""
+def _layers_to_remove(scores: Scores, budget: Budget, order: Sequence[int]) -> int:
+    """How many layers of `order`, from the front, come nearest to the budget; more than there are: out of reach.
+
+    Raises BudgetError where leaving all comes nearer than taking one.
+    """
     if budget.layers is not None:
         return budget.layers
-    target = _target(scores, budget)
+    target = to_remove(scores, budget)
     sizes = [shape.parameters for shape in scores.shapes]
-    cuts = list(accumulate((sizes[layer] for layer in candidates), initial=0))
-    nearest = min(range(len(cuts)), key=lambda n: abs(cuts[n] - target))
+    cuts = list(accumulate((sizes[layer] for layer in order), initial=0))
     # Out of reach only if one more whole layer would have come nearer.
     short = target - cuts[-1]
-    return nearest if short <= max(sizes) / 2 else math.ceil(short / max(sizes)) + len(candidates)
+    if short > max(sizes) / 2 or not order:
+        return max(1, math.ceil(short / max(sizes))) + len(order)
+    nearest = min(range(1, len(cuts)), key=lambda n: abs(cuts[n] - target))
+    if abs(cuts[nearest] - target) > target:
+        raise cuts_nothing(scores, budget, "layer", cuts[1], cuts[1] / 2)
+    return nearest

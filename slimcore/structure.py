@@ -26,6 +26,10 @@ NORMS = ("input_layernorm", "post_attention_layernorm")
 GROUP_ROWS, GROUP_COLUMNS = (QUERY, KEY, VALUE), OUT
 CHANNEL_ROWS, CHANNEL_COLUMNS = (GATE, UP), DOWN
 
+# Rotary embeddings that hold `factor` times the positions that the config may name.
+STRETCHED_ROPE = ("linear", "dynamic", "yarn")
+_UNWRAP = "take the model out of what wraps it, and merge adapters first (PEFT: merge_and_unload())"
+
 # Lists in a config that hold one entry a layer.
 PER_LAYER_CONFIG = ("layer_types",)
 
@@ -46,19 +50,33 @@ class Decoder:
         """Token ids the model has a row for."""
         return self.embedding.num_embeddings
 
+    @property
+    def context(self) -> int | None:
+        """Tokens of a text that the model can hold, by its config; None: the config does not say."""
+        positions: int | None = getattr(self.model.config, "max_position_embeddings", None)
+        rope = getattr(self.model.config, "rope_parameters", None) or {}
+        if positions is None or rope.get("rope_type") not in STRETCHED_ROPE:
+            return positions
+        return max(positions, int(rope.get("original_max_position_embeddings", positions) * rope["factor"]))
+
 
 def decoder(model: PreTrainedModel) -> Decoder:
-    """View `model` as a decoder. Raises UnsupportedModelError for a family that is not known."""
+    """View `model` as a decoder. Raises UnsupportedModelError for a family that is not known, or a wrapped model."""
     check_family(model.config)
-    backbone = cast(nn.Module, model.model)
-    return Decoder(
-        model=model,
-        backbone=backbone,
-        embedding=cast(nn.Embedding, backbone.embed_tokens),
-        layers=cast(nn.ModuleList, backbone.layers),
-        norm=cast(nn.Module, backbone.norm),
-        head=cast(nn.Linear, model.lm_head),
-    )
+    try:
+        backbone = cast(nn.Module, model.model)
+        return Decoder(
+            model=model,
+            backbone=backbone,
+            embedding=cast(nn.Embedding, backbone.embed_tokens),
+            layers=cast(nn.ModuleList, backbone.layers),
+            norm=cast(nn.Module, backbone.norm),
+            head=cast(nn.Linear, model.lm_head),
+        )
+    except AttributeError as error:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} is not laid out as a causal language model of transformers ({error}): {_UNWRAP}"
+        ) from None
 
 
 def family_of(config: PretrainedConfig) -> str:
@@ -112,8 +130,17 @@ def head_dim(layer: nn.Module) -> int:
 
 
 def layer_shape(layer: nn.Module, index: int = 0) -> LayerShape:
-    """Layer `index` in numbers. Raises UnsupportedModelError where its heads cannot be shared out among KV heads."""
+    """Layer `index` in numbers.
+
+    Raises UnsupportedModelError where a projection is wrapped, or its heads cannot be shared out among KV heads.
+    """
     width, parts = head_dim(layer), {name: projection(layer, name) for name in PROJECTIONS}
+    for name, part in parts.items():
+        if not isinstance(part, nn.Linear):
+            raise UnsupportedModelError(
+                f"layer {index}: {name} is a {type(part).__module__}.{type(part).__qualname__}, not torch's nn.Linear:"
+                f" {_UNWRAP}"
+            )
     queries, keys = parts[QUERY].weight.shape[0], parts[KEY].weight.shape[0]
     heads, groups = queries // width, keys // width
     if queries % width or keys % width or heads % groups:
@@ -179,7 +206,7 @@ def restore_buffers_(model: PreTrainedModel) -> None:
     view = decoder(model)
     rotary = cast(nn.Module, view.backbone.rotary_emb)
     with next(model.parameters()).device:
-        view.backbone.rotary_emb = type(rotary)(config=model.config)
+        view.backbone.rotary_emb = type(rotary)(config=rotary.config)
     scale = getattr(view.embedding, "scalar_embed_scale", None)
     if scale is not None:
         cast(Tensor, view.embedding.embed_scale).fill_(scale)

@@ -4,7 +4,6 @@ import os
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import torch
 from hypothesis import strategies as st
@@ -18,23 +17,36 @@ from slimcore.plan import Width
 VOCABULARY = 256
 
 
-def tiny(layers=6, heads=4, kv_heads=2, *, family="llama", tied=False, bias=False, seed=0, dtype=torch.float32):
-    """A random model whose weights are large enough that a wrong one shows; `bias` where the family has a choice."""
-    config = CONFIG_MAPPING[family](
+ROPES = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+# Real configs of these families have a head_dim, whose default is not for tiny models.
+HEAD_DIM = {"qwen3": 8, "gemma": 8}
+
+
+def tiny(
+    layers=6, heads=4, kv_heads=2, *, family="llama", tied=False, bias=False, seed=0, dtype=torch.float32,
+    head_dim=None, rope="default", positions=256,
+):  # fmt: skip
+    """A random model whose weights are large enough that a wrong one shows; `bias` where the family has a choice.
+
+    `head_dim` None: hidden / heads, 8, and not in the config where real ones lack it.
+    """
+    kind, width = CONFIG_MAPPING[family], head_dim or HEAD_DIM.get(family)
+    config = kind(
         num_hidden_layers=layers,
         hidden_size=8 * heads,
         intermediate_size=40,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
-        head_dim=8,
         vocab_size=VOCABULARY,
-        max_position_embeddings=256,
+        max_position_embeddings=positions,
         tie_word_embeddings=tied,
         initializer_range=0.25,
         pad_token_id=None,
         bos_token_id=None,
         eos_token_id=None,
-        **({"attention_bias": bias, "mlp_bias": bias} if family == "llama" else {}),
+        rope_parameters=rope_parameters(rope, width or 8),
+        **{name: bias for name in ("attention_bias", "mlp_bias") if hasattr(kind, name)},
+        **({"head_dim": width} if width else {}),
     )
     model = random_model(config, dtype=dtype, device="cpu", seed=seed)
     generator = torch.Generator().manual_seed(seed)
@@ -44,6 +56,24 @@ def tiny(layers=6, heads=4, kv_heads=2, *, family="llama", tied=False, bias=Fals
     return model
 
 
+def rope_parameters(kind, head_dim):
+    """RoPE of a model of 256 positions; llama3 and YaRN were trained on 8, so that a few tokens are scaled already."""
+    numbers = range(head_dim // 2)
+    return {"rope_type": kind, "rope_theta": 10000.0} | {
+        "default": {},
+        "linear": {"factor": 4.0},
+        "dynamic": {"factor": 4.0},
+        "llama3": {
+            "factor": 32.0, "original_max_position_embeddings": 8, "low_freq_factor": 1.0, "high_freq_factor": 4.0
+        },
+        "yarn": {"factor": 32.0, "original_max_position_embeddings": 8},
+        "longrope": {
+            "factor": 4.0, "original_max_position_embeddings": 64,
+            "short_factor": [1 + n / 8 for n in numbers], "long_factor": [1.0 + n for n in numbers],
+        },
+    }[kind]  # fmt: skip
+
+
 def ids(windows=3, length=12, seed=0):
     """Random token ids (windows, length)."""
     return torch.randint(VOCABULARY, (windows, length), generator=torch.Generator().manual_seed(seed))
@@ -51,7 +81,7 @@ def ids(windows=3, length=12, seed=0):
 
 @st.composite
 def models_drawn(draw, min_layers=2, families=("llama",)):
-    """Tiny models over families, depth, MHA and GQA, tied embeddings, biases, seeds."""
+    """Tiny models as real ones are: over families, depth, MHA and GQA, heads of any size, RoPE, ties, biases, seeds."""
     heads = draw(st.sampled_from([4, 6]))
     return tiny(
         layers=draw(st.integers(min_layers, 7)),
@@ -60,6 +90,8 @@ def models_drawn(draw, min_layers=2, families=("llama",)):
         family=draw(st.sampled_from(families)),
         tied=draw(st.booleans()),
         bias=draw(st.booleans()),
+        head_dim=draw(st.sampled_from([None, 8, 4, 16])),
+        rope=draw(st.sampled_from(ROPES)),
         seed=draw(st.integers(0, 99)),
     )
 
@@ -152,27 +184,23 @@ def mean_nll(logits, tokens):
 
 LOAD = """
 import sys, torch
-{first}
 from transformers import AutoModelForCausalLM
-model, info = AutoModelForCausalLM.from_pretrained(sys.argv[1], output_loading_info=True{options})
+model, info = AutoModelForCausalLM.from_pretrained(sys.argv[1], output_loading_info=True, **{options})
 assert not any(info.values()), info
 torch.save(model(torch.load(sys.argv[2])).logits, sys.argv[3])
 output = model.generate(torch.load(sys.argv[2]), do_sample=False, max_new_tokens=3, pad_token_id=0)
-assert {slimcore} == ("slimcore" in sys.modules)
+assert "slimcore" not in sys.modules
 """
 
 
-def in_a_fresh_process(folder, place, *, trust=False, slim=False):
+def in_a_fresh_process(folder, place, *, trust=False):
     """Logits that transformers computes from `folder` in a process of its own; CalledProcessError where it fails."""
-    code = LOAD.format(
-        first="import slimcore" if slim else "", options=", trust_remote_code=True" if trust else "", slimcore=slim
-    )
+    code = LOAD.format(options={"trust_remote_code": True} if trust else {})
     torch.save(ids(), place / "ids")
     command = [sys.executable, "-c", code, folder, place / "ids", place / "logits"]
     # Away from the checkout, and with its own place for the code that comes with a checkpoint.
     environment = os.environ | {"HF_MODULES_CACHE": str(place / "modules")}
-    cwd = Path(slimcore.__file__).parent.parent if slim else place
-    subprocess.run(command, check=True, cwd=cwd, env=environment, capture_output=True, text=True, input="n\n")
+    subprocess.run(command, check=True, cwd=place, env=environment, capture_output=True, text=True, input="n\n")
     return torch.load(place / "logits")
 
 

@@ -64,8 +64,8 @@ def test_prune_score_eval_and_replay(run, model, prose, tmp_path):
     plan = slimcore.Plan.load(out_folder / "slimcore_plan.json")
     assert "2 of 8 layers go" in out
     assert f"removed     {', '.join(map(str, plan.removed))}" in out
-    assert plan.provenance["text"] == "prose.txt"
-    assert plan.provenance["windows"] == [4, 32]
+    assert plan.steps[0].scored["text"] == "prose.txt"
+    assert plan.steps[0].scored["windows"] == [4, 32]
 
     code, out, _ = run("score", model, "--text", prose, "--samples", 4, "--length", 32)
     order = [int(line.split()[1]) for line in out.splitlines()[2:]]

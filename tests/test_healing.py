@@ -146,10 +146,10 @@ def test_the_plan_tells_of_it(tmp_path):
     slimcore.save(model, tmp_path / "healed", plan=plan)
     read = slimcore.Plan.load(tmp_path / "healed" / "slimcore_plan.json")
     assert read == plan
-    assert list(read.provenance["healed"]["error_left"]) == [f"1.{DOWN}"]
-    assert 0 < read.provenance["healed"]["error_left"][f"1.{DOWN}"] < 1
+    assert list(read.steps[0].healed["error_left"]) == [f"1.{DOWN}"]
+    assert 0 < read.steps[0].healed["error_left"][f"1.{DOWN}"] < 1
     assert "healed      perplexity on given 2 -> 1\n" in str(read) + "\n"
-    assert "healed" not in read.unhealed().provenance
+    assert not read.unhealed().steps[0].healed
     assert torch.equal(in_a_fresh_process(tmp_path / "healed", tmp_path), model(ids()).logits)
 
 
@@ -161,7 +161,7 @@ def test_what_would_only_get_worse_is_cut_and_not_healed():
         slimcore.prune_(cut, plan)
         assert torch.equal(model(ids()).logits, cut(ids()).logits)
         assert f"healed      perplexity on given 2 -> {after:.4g}: no, it would rise" in str(plan)
-        assert not plan.provenance["healed"]["kept"]
+        assert not plan.steps[0].healed["kept"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -218,13 +218,13 @@ def test_from_the_command_line(run, tmp_path, tokenizer, prose, monkeypatch):
     assert (code, err) == (0, "")
     assert "healed      perplexity on prose.txt + other.txt " in printed
     plan = slimcore.Plan.load(out / "slimcore_plan.json")
-    assert plan.provenance["healed"]["windows"] == [20, 32]
+    assert plan.steps[0].healed["windows"] == [20, 32]
     code, _, err = run("prune", folder, "--out", tmp_path / "x", *cut, "--heal", "--text", other)
     assert code == 2
     assert "other.txt gives 237 windows of 32 tokens, 320 were asked" in err
     healed = in_a_fresh_process(out, tmp_path)
     assert run("prune", folder, "--plan", out / "slimcore_plan.json", "--out", tmp_path / "cut")[0] == 0
-    assert "healed" not in slimcore.Plan.load(tmp_path / "cut" / "slimcore_plan.json").provenance
+    assert not slimcore.Plan.load(tmp_path / "cut" / "slimcore_plan.json").steps[0].healed
     assert not torch.equal(slimcore.load(tmp_path / "cut")[0](ids()).logits, healed)
     for text, warned in ((prose, True), (other, True), ("python-topics", False)):
         code, _, err = run("eval", out, "--text", text, "--limit", 512)

@@ -12,9 +12,11 @@ import slimcore
 PACKAGE = Path(slimcore.__file__).parent
 # Each file may import only from those before it.
 ORDER = [
-    "errors", "units", "files", "budget", "scores", "plan", "widths", "selection", "modeling_slimcore", "structure",
+    "errors", "units", "files", "validation", "budget", "scores", "kept", "plan_json", "picture", "plan", "target",
+    "widths", "selection", "modeling_slimcore", "structure", "digest",
     "registration", "cost", "progress", "layerwise", "moments", "gradients", "text", "calibration", "methods",
-    "description", "surgery", "checkpoint", "quality", "leastsquares", "refits", "trial", "healing", "models", "training", "recovery", "options", "bench",
+    "description", "surgery", "checkpoint", "quality", "leastsquares", "refits", "trial", "healing", "models", "training",
+    "recovery", "options", "commands", "bench",
     "cli",
 ]  # fmt: skip
 BENCH_ORDER = [
@@ -65,20 +67,28 @@ def test_imports_point_down(path):
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("slimcore", {"torch", "transformers"}),
         ("slimcore.cli", {"torch", "transformers", "rich"}),
         ("slimcore.bench.plugin", {"torch", "transformers", "pandas", "matplotlib"}),
         ("slimcore.bench.cell", {"torch", "transformers"}),
-        ("slimcore.selection", {"torch", "transformers"}),
+        ("slimcore.bench, slimcore.selection", {"torch", "transformers"}),
         ("slimcore.bench.gate", {"torch", "pytest"}),
         ("slimcore.bench.statistics", {"torch", "pytest"}),
     ],
 )
 def test_importing_stays_light(module, absent):
-    """Heavy packages come in where they are used."""
+    """Heavy packages come in where they are used, in what runs as a tool."""
     code = f"import sys, {module}; print(*sorted({absent!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
     assert done.stdout.strip() == ""
+
+
+def test_the_command_line_starts_without_torch():
+    """As `python -m slimcore`, too, which imports the package before it."""
+    command = [sys.executable, "-X", "importtime", "-m", "slimcore", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "slimcore.cli" in imported
+    assert not {"torch", "transformers"} & imported
 
 
 def test_every_public_name_is_there():

@@ -13,7 +13,8 @@ from slimcore.bench import engines, measure
 from slimcore.bench.cell import Cell
 from slimcore.bench.clocks import by_host
 from slimcore.bench.environment import software
-from slimcore.bench.measure import Protocol, is_out_of_memory, prompt
+from slimcore.bench.measure import Protocol, prompt
+from slimcore.errors import is_out_of_memory
 from tests.helpers import VOCABULARY, tiny
 
 CELL = Cell("tiny", "dense", 5, 4, 3, "eager", "fp32", "cpu")

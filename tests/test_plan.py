@@ -1,4 +1,4 @@
-"""select(), Plan and Budget as arithmetic."""
+"""select() of whole layers, and Plan, as arithmetic."""
 
 import json
 
@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slimcore.budget import Budget
-from slimcore.errors import BudgetError, PlanError, SlimcoreError
+from slimcore.errors import BudgetError, SlimcoreError
 from slimcore.plan import Plan
 from slimcore.scores import LayerShape, Scores
 from slimcore.selection import select
@@ -48,8 +47,8 @@ def test_the_achieved_ratio_is_the_nearest_whole_layers_allow(scores, ratio):
     count = len(scores.values)
     try:
         plan = select(scores, ratio=ratio, protect=(0, 0))
-    except BudgetError:
-        assert ratio > (count - 1) / count
+    except BudgetError as error:
+        assert ratio > (count - 1) / count or ("cuts nothing" in str(error) and ratio < 0.5 / count)
         return
     assert abs(plan.ratio - ratio) <= 0.5 / count + 1e-9
     assert plan.ratio == pytest.approx(len(plan.removed) / count)
@@ -70,7 +69,9 @@ def test_protected_layers_stay(scores, first, last, data):
     free = max(0, min(count - first - last, count - 1))
     layers = data.draw(st.integers(1, count + 1))
     if layers > free:
-        with pytest.raises(BudgetError, match=f"at most {free} may be cut"):
+        with pytest.raises(
+            BudgetError, match=f"at most {free} may be cut" if first + last < count else "protect fewer"
+        ):
             select(scores, layers=layers, protect=(first, last))
     else:
         plan = select(scores, layers=layers, protect=(first, last))
@@ -82,62 +83,6 @@ def test_a_plan_survives_json(scores, data):
     """To JSON text and back, equal."""
     plan = select(scores, layers=data.draw(st.integers(1, len(scores.values) - 1)), protect=(0, 0))
     assert Plan.from_dict(json.loads(json.dumps(plan.as_dict()))) == plan
-
-
-@pytest.mark.parametrize("ratio", [0, 1, -0.1, 1.5, float("nan")])
-def test_a_ratio_outside_0_and_1_is_refused(ratio):
-    """The ends are excluded: nothing, or everything, is no pruning."""
-    with pytest.raises(BudgetError, match="between 0 and 1"):
-        Budget(ratio=ratio)
-
-
-def test_exactly_one_budget_is_taken():
-    """None and two are refused, by name."""
-    with pytest.raises(BudgetError, match=r"exactly one of.*got none"):
-        Budget()
-    with pytest.raises(BudgetError, match="got ratio, layers"):
-        Budget(ratio=0.2, layers=2)
-
-
-@given(
-    st.one_of(
-        st.builds(Budget, ratio=st.floats(0.01, 0.99).map(lambda r: round(r, 4))),
-        st.builds(Budget, layers=st.integers(1, 100)),
-        st.builds(Budget, params=st.integers(1, 999).map(lambda n: n * 10**8)),
-        st.builds(Budget, bytes=st.integers(1, 999).map(lambda n: n * 10**8)),
-        st.builds(Budget, local_ratio=st.floats(0.01, 0.99).map(lambda r: round(r, 4))),
-    )
-)
-def test_the_short_form_of_a_budget_reads_back(budget):
-    """0.27, 9L, 4.9B."""
-    assert Budget.parse(str(budget)) == budget
-
-
-@pytest.mark.parametrize("text", ["", "-0.1", "1.0", "nine", "9 L", "4.9b", "0L", "1e9"])
-def test_a_malformed_short_form_is_refused(text):
-    """One clear error, whatever is wrong with it."""
-    with pytest.raises(BudgetError):
-        Budget.parse(text)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("", "cannot read a plan"),
-        ("[]", "not a plan of schema"),
-        ('{"schema": "slimcore.plan/9"}', "not a plan of schema"),
-        ('{"schema": "slimcore.plan/1"}', "not a plan of schema"),
-        ('{"schema": "slimcore.plan/2"}', "missing"),
-        ('{"schema": "slimcore.plan/2", "shapes": [], "width": [1]}', "plan.json"),
-    ],
-)
-def test_a_file_that_is_no_plan_is_refused(tmp_path, content, message):
-    """By its name, with what is wrong."""
-    path = tmp_path / "plan.json"
-    path.write_text(content)
-    with pytest.raises(PlanError, match=message) as caught:
-        Plan.load(path)
-    assert "plan.json" in str(caught.value)
 
 
 def test_printing_a_plan_shows_what_goes():

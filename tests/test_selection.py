@@ -1,16 +1,19 @@
 """select() of what is inside layers, as arithmetic: budgets, floors, multiples, allocations, and what is refused."""
 
+import re
 from dataclasses import replace
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import slimcore
 from slimcore.errors import BudgetError, PlanError, UnknownNameError
+from slimcore.methods import METHODS
 from slimcore.plan import Plan
 from slimcore.scores import ALLOCATIONS, LayerShape, Means, Scores, Widths
 from slimcore.selection import select
+from tests.helpers import tiny
 
 HIDDEN, HEAD_DIM = 64, 16
 
@@ -41,7 +44,14 @@ def scored(draw, *, compensated=None):
     return Scores(
         "flap", shapes, sum(s.parameters for s in shapes) + draw(st.integers(0, 10**6)), widths=widths,
         means=tuple(Means((0.5,) * (32 * g), (0.5,) * c) for g, c in layers) if means else (), protect=(0, 0),
+        standardised=True,
     )  # fmt: skip
+
+
+def as_depth(scores):
+    """The same model's layers, scored as wholes."""
+    values = tuple(w.channels[0] for w in scores.widths)
+    return replace(scores, method="depth-ppl", widths=(), means=(), values=values)
 
 
 def counts(plan):
@@ -50,11 +60,11 @@ def counts(plan):
 
 
 def attempt(*args, **options):
-    """The plan, or none where the budget is out of reach, which the example is then not about."""
+    """The plan, or none where the budget is out of reach or cuts nothing: the example is then not about it."""
     try:
         return select(*args, **options)
     except BudgetError as error:
-        assume("at most" not in str(error))
+        assume("at most" not in str(error) and "cuts nothing" not in str(error))
         raise
 
 
@@ -202,12 +212,16 @@ def test_a_share_too_small_for_a_kv_group_is_met_with_channels_and_says_so():
         ({"local_ratio": 0.995}, BudgetError, "local_ratio=0.995 would leave no KV group in layer 1"),
         ({"layers": 2}, BudgetError, "llm-pruner cuts inside layers: give ratio"),
         ({"ratio": 0.2, "multiple_of": 128}, BudgetError, "of=128 cannot be met: layer 1 has 4 KV heads of 16"),
-        ({"ratio": 0.2, "multiple_of": 0}, BudgetError, "multiple_of must be 1 or more"),
+        ({"ratio": 0.2, "multiple_of": 0}, BudgetError, "multiple_of must be a whole number, 1 or more"),
+        ({"ratio": 0.2, "multiple_of": 8.0}, BudgetError, r"multiple_of must be a whole number, 1 or more \(got 8.0\)"),
+        ({"ratio": 0.2, "protect": 7}, BudgetError, r"protect must be two numbers of layers, 0 or more \(got 7\)"),
+        ({"ratio": 0.2, "protect": (1.0, 0)}, BudgetError, "protect must be two numbers of layers, 0 or more"),
         ({"ratio": 0.01, "multiple_of": 64}, BudgetError, "multiple_of=64 alone removes 27,648 parameters"),
         ({"ratio": 0.2, "allocation": "AL-UM"}, UnknownNameError, "unknown allocation 'AL-UM'; did you mean"),
         ({"ratio": 0.2, "allocation": "UL-MM", "attention_ratio": 2}, BudgetError, "attention_ratio must lie between"),
         ({"ratio": 0.2, "attention_ratio": 0.2}, BudgetError, r"attention_ratio is for allocation .* \(got UL-UM\)"),
-        ({"ratio": 0.2, "protect": (3, 3)}, BudgetError, "at most 0 may go"),
+        ({"ratio": 0.2, "protect": (3, 3)}, BudgetError, "ratio=0.2 cuts nothing: none of the 6 layers .* fewer"),
+        ({"ratio": 0.02, "allocation": "UL-MM", "attention_ratio": 0.6}, BudgetError, "for a smaller attention_ratio"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_met_is_refused_in_one_line(options, error, message):
@@ -215,6 +229,161 @@ def test_what_cannot_be_met_is_refused_in_one_line(options, error, message):
     with pytest.raises(error, match=message) as caught:
         select(SIX, **options)
     assert "\n" not in str(caught.value)
+
+
+def asked_for(error):
+    """The budget that an error tells to ask for."""
+    return float(re.search(r"ask for at (?:least|most) ([\d.,]+)", str(error)).group(1).replace(",", ""))
+
+
+@settings(max_examples=100)
+@given(
+    st.one_of(scored(), scored().map(as_depth)),
+    st.sampled_from(["ratio", "params", "bytes"]),
+    st.floats(0, 0.05, exclude_min=True),
+    st.sampled_from(ALLOCATIONS),
+    st.sampled_from([None, 0.0, 0.01]),
+)
+def test_a_budget_that_cuts_nothing_is_refused_with_the_smallest_that_does(scores, unit, share, allocation, attention):
+    """In the unit that was asked; a little less than that smallest still cuts nothing."""
+    options = {} if scores.values else {"allocation": allocation}
+    if attention is not None and options and allocation.endswith("MM"):
+        options["attention_ratio"] = attention
+    blocks = sum(s.parameters for s in scores.shapes)
+    whole = scores.total_parameters * (4 if unit == "bytes" else 1)
+    budget = share if unit == "ratio" else max(1, whole - round(share * blocks))
+    try:
+        plan = select(scores, **{unit: budget}, **options)
+    except BudgetError as error:
+        assume("cuts nothing" in str(error))
+        least = asked_for(error)
+    else:
+        assert plan.removed or plan.width
+        return
+    asked = least if unit == "ratio" else int(least)
+    found = attempt(scores, **{unit: asked}, **options)
+    assert found.removed or found.width
+    assert asked > budget if unit == "ratio" else asked < budget
+    less = asked * 0.998 if unit == "ratio" else asked + (12 if unit == "bytes" else 3)
+    assume(less < whole)
+    with pytest.raises(BudgetError, match=r"cuts nothing|more than the model has"):
+        select(scores, **{unit: less}, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"ratio": 0.03},
+            "ratio=0.03 cuts nothing: one layer is 0.125 of the block parameters; ask for at least 0.0625",
+        ),
+        ({"params": 992}, "params=992 cuts nothing: one layer is 100 parameters; ask for at most 950"),
+        ({"bytes": 4000}, "bytes=4,000 cuts nothing: one layer is 400 bytes; ask for at most 3,800"),
+        ({"ratio": 0.3, "protect": (4, 4)}, "none of the 8 layers may be cut, as the first 4 and last 4 are protected"),
+        ({"layers": 1, "protect": (9, 0)}, r"layers=1 cuts nothing: none of the 8 layers may be cut.*protect fewer"),
+    ],
+)
+def test_what_cuts_nothing_says_what_would(options, message):
+    """By depth, on eight layers."""
+    depth = Scores("depth-ppl", (replace(shape(1, 1), parameters=100),) * 8, 1000, (0.0,) * 8, protect=(0, 0))
+    with pytest.raises(BudgetError, match=message):
+        select(depth, **options)
+    assert len(select(depth, ratio=0.0625).removed) == len(select(depth, params=950).removed) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ratio": 0.0001}, "ratio=0.0001 cuts nothing: one channel is 0.000729 of .*; ask for at least 0.0003645"),
+        ({"local_ratio": 0.01, "multiple_of": 4}, "local_ratio=0.01 cuts nothing: widths are to be multiples of 4; "),
+        ({"local_ratio": 1e-18}, "local_ratio=0.000000000000000001 cuts nothing: ask for at least"),
+        ({"local_ratio": 0.35, "protect": (4, 2)}, "local_ratio=0.35 cuts nothing: none of the 6 layers may be cut"),
+    ],
+)
+def test_widths_that_lose_nothing_are_refused(options, message):
+    """With what to ask for, or to protect."""
+    with pytest.raises(BudgetError, match=message) as caught:
+        select(SIX, **options)
+    if "ask" in str(caught.value):
+        name = next(iter(options))
+        assert select(SIX, **options | {name: asked_for(caught.value)}).width
+
+
+@st.composite
+def of_magnitudes(draw):
+    """Scores that are not standardised, all different, on layers that have more than one of each."""
+    layers = draw(st.lists(st.tuples(st.integers(2, 6), st.integers(8, 60)), min_size=2, max_size=5))
+    values = iter(draw(st.permutations(range(1, 1 + sum(map(sum, layers))))))
+    widths = tuple(Widths(tuple(float(next(values)) for _ in range(g)), tuple(float(next(values)) for _ in range(c)))
+                   for g, c in layers)  # fmt: skip
+    shapes = tuple(shape(g, c) for g, c in layers)
+    return Scores("magnitude", shapes, sum(s.parameters for s in shapes), widths=widths, protect=(0, 0))
+
+
+@given(of_magnitudes(), st.floats(0.1, 0.6), st.sampled_from(["AL-AM", "AL-MM"]), st.data())
+def test_scores_of_different_units_share_a_list(scores, ratio, allocation, data):
+    """Multiplying all scores of one kind in one layer by a constant changes nothing."""
+    layer, kind = (
+        data.draw(st.integers(0, len(scores.shapes) - 1)),
+        data.draw(st.sampled_from(["kv_groups", "channels"])),
+    )
+    factor = 2.0 ** data.draw(st.integers(-60, 60))
+    one = scores.widths[layer]
+    changed = replace(one, **{kind: tuple(factor * v for v in getattr(one, kind))})
+    other = replace(scores, widths=(*scores.widths[:layer], changed, *scores.widths[layer + 1 :]))
+    assert (
+        attempt(scores, ratio=ratio, allocation=allocation).width
+        == attempt(other, ratio=ratio, allocation=allocation).width
+    )
+
+
+def test_attention_a_thousand_times_larger_loses_the_same_share():
+    """AL-AM of magnitude: without standardising, channels alone would go."""
+    shares = []
+    for factor in (1.0, 1000.0):
+        model = tiny(layers=4, heads=8, kv_heads=8)
+        for layer in model.model.layers:
+            for weight in layer.self_attn.parameters():
+                weight.data *= factor
+        scores = slimcore.score(model, method="magnitude", protect=(0, 0))
+        plan = slimcore.select(scores, ratio=0.25, allocation="AL-AM")
+        shares.append([1 - sum(c[k] for c in counts(plan)) / total for k, total in enumerate((32, 160))])
+        raw = counts(slimcore.select(replace(scores, standardised=True), ratio=0.25, allocation="AL-AM"))
+    assert shares[0] == pytest.approx(shares[1], abs=0.04)
+    assert min(shares[1]) > 0.1
+    assert sum(c[0] for c in raw) == 32
+
+
+def test_scores_that_are_all_equal_or_huge_share_a_list_too():
+    """No division by zero, no overflow."""
+    widths = (Widths((0.0,) * 4, (1e308,) * 100), Widths((1e308, -1e308, 5e-324, 0.0), (7.0,) * 100)) * 3
+    plan = select(replace(SIX, widths=widths, protect=(0, 0)), ratio=0.3, allocation="AL-AM")
+    assert plan.ratio == pytest.approx(0.3, abs=0.01)
+
+
+def test_flap_shares_out_as_before():
+    """Its scores are standardised by the method: the counts of 0.1.0, in one list and in two."""
+
+    def values(count, seed):
+        return tuple(((i * 2654435761 + seed * 40503) % 1000) / 250 - 2 for i in range(count))
+
+    scores = Scores(
+        "flap", (shape(4, 100),) * 6, 10**6,
+        widths=tuple(Widths(values(4, i), values(100, i + 10)) for i in range(6)),
+        means=tuple(Means(values(128, i), values(100, i)) for i in range(6)), protect=(0, 0), standardised=True,
+    )  # fmt: skip
+    for allocation, ratio, expected in (
+        ("AL-AM", 0.1, [(3, 98), (3, 98), (3, 97), (4, 98), (3, 97), (4, 98)]),
+        ("AL-AM", 0.3, [(3, 74), (2, 74), (3, 73), (2, 73), (3, 72), (3, 73)]),
+        ("AL-AM", 0.5, [(2, 50), (2, 50), (2, 49), (2, 50), (2, 49), (2, 50)]),
+        ("AL-MM", 0.3, [(3, 70), (2, 69), (3, 69), (3, 69), (3, 70), (3, 70)]),
+        ("UL-UM", 0.3, [(3, 62), (3, 62), (3, 63), (3, 63), (3, 63), (3, 63)]),
+    ):
+        plan = select(scores, ratio=ratio, allocation=allocation)
+        assert counts(plan) == expected
+        for i, width in plan.width.items():
+            assert width.down_means == tuple(m for j, m in enumerate(values(100, i)) if j not in width.channels)
+    assert {m.name for m in METHODS.values() if m.standardised} == {"flap"}
 
 
 @pytest.mark.parametrize(
@@ -263,7 +432,8 @@ def test_a_plan_that_was_edited_is_refused():
         (lambda d: d["width"]["1"].update(kv_groups=[]), "layer 1: kv_groups must be ascending"),
         (lambda d: d["width"]["1"].update(down_means=[1.0]), "down_means must have one value for each of"),
         (lambda d: d.update(keep=[0, 2, 3, 4, 5]), "width names layer 1, which is not kept"),
-        (lambda d: d.update(parameters=7), "says 7 parameters, what it keeps has"),
+        (lambda d: d.update(parameters=7), r"parameters must be that of what it keeps, \d+ \(got 7\)"),
+        (lambda d: d.update(ratio=0.5), r"ratio must be that of what it keeps, 0.\d+ \(got 0.5\)"),
         (lambda d: d["width"].update(x={}), "plan"),
     ):
         broken = Plan.from_dict(plan).as_dict()

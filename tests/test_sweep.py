@@ -118,7 +118,7 @@ def test_a_healed_cell_is_healed_once(model, monkeypatch):
     subjects = Subjects()
     record = subjects.get(healed).record
     assert record["label"] == "Magnitude+, healed"
-    assert list(record["plan"]["provenance"]["healed"]["error_left"].values()) < [1.0]
+    assert list(record["plan"]["steps"][0]["healed"]["error_left"].values()) < [1.0]
     unhealed = Subjects().get(Cell(str(model), "depth-magnitude:2L", 12, 2, 1, "eager", "fp32", "cpu")).record
     assert unhealed["footprint"] == record["footprint"]
     assert unhealed["perplexity"]["value"] != record["perplexity"]["value"]

@@ -1,9 +1,6 @@
-"""Texts, windows of tokens, and perplexity."""
+"""What models take of tokens, and perplexity."""
 
-import itertools
 import math
-import sys
-import types
 
 import pytest
 import torch
@@ -11,91 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import slimcore
-from slimcore import text
+from slimcore.calibration import as_ids
 from slimcore.errors import TextError
-from tests.helpers import byte_tokenizer, ids, mean_nll, models_drawn, tiny
-
-
-def test_the_builtin_halves_share_no_document():
-    """What is calibrated on is never measured on."""
-    calibration, heldout = (text.read(None, half) for half in ("calibration", "heldout"))
-    assert not set(calibration.documents) & set(heldout.documents)
-    assert min(len("".join(t.documents)) for t in (calibration, heldout)) > 100_000
-
-
-def test_several_texts_give_equal_shares_of_all_that_the_shortest_has(tmp_path, tokenizer):
-    """Of 4 and of 9 windows, 4 each, where fewer than asked are enough; fewer where fewer are asked."""
-    paths = [tmp_path / "short.txt", tmp_path / "long.txt"]
-    for path, letter, windows in zip(paths, "ab", (4, 9), strict=True):
-        path.write_text(letter * 16 * windows)
-
-    def drawn(samples, least):
-        tokens = slimcore.calibration_tokens(tokenizer, samples=samples, length=16, source=paths, least=least)
-        return sorted(tokenizer.decode(ids)[0] for ids in tokens.ids)
-
-    assert drawn(200, least=2) == list("aaaabbbb")
-    assert drawn(6, least=2) == list("aaabbb")
-    with pytest.raises(TextError, match=r"short.txt gives 4 windows of 16 tokens, 5 were asked"):
-        drawn(200, least=10)
-
-
-@given(st.integers(1, 40), st.integers(2, 200), st.integers(0, 5))
-def test_calibration_windows_do_not_overlap(samples, length, seed):
-    """Every window is drawn once: their places in the text are disjoint."""
-    tokenizer = byte_tokenizer()
-    numbered = text.Text("numbered", tuple(" ".join(f"{d}.{n:04}" for n in range(400)) for d in range(5)))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text, "read", lambda *_: numbered)
-        tokens = slimcore.calibration_tokens(tokenizer, samples=samples, length=length, seed=seed)
-        again = slimcore.calibration_tokens(tokenizer, samples=samples, length=length, seed=seed)
-    assert tokens.ids.shape == (samples, length)
-    assert tokens.describe() == again.describe()
-    windows = [tokenizer.decode(row) for row in tokens.ids]
-    whole = "\0".join(numbered.documents)
-    if length >= 16:  # long enough to be found in one place only
-        places = sorted(whole.index(w) for w in windows)
-        assert all(b - a >= length for a, b in itertools.pairwise(places))
-
-
-def test_heldout_windows_are_the_text_in_order(tokenizer, prose):
-    """Consecutive, whole, from the front; with BOS each window begins with it and the text goes on."""
-    content = prose.read_text()
-    plain = slimcore.heldout_tokens(tokenizer, length=100, limit=1000, source=prose)
-    assert tokenizer.decode(plain.ids.flatten()) == content[:1000]
-    with_bos = slimcore.heldout_tokens(tokenizer, length=100, limit=1000, bos=True, source=prose)
-    assert with_bos.ids.shape == (10, 100)
-    assert set(with_bos.ids[:, 0].tolist()) == {tokenizer.bos_token_id}
-    assert tokenizer.decode(with_bos.ids[:, 1:].flatten()) == content[:990]
-    assert (plain.bos, with_bos.bos) == (False, True)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"), [("", "is empty"), (" \n ", "is empty"), ("too short", "gives 0 windows of 128 tokens")]
-)
-def test_an_empty_or_short_text_is_refused(tokenizer, tmp_path, content, message):
-    """By the numbers it gave and the numbers asked."""
-    path = tmp_path / "short.txt"
-    path.write_text(content)
-    with pytest.raises(TextError, match=message):
-        slimcore.calibration_tokens(tokenizer, source=path)
-    with pytest.raises(TextError):
-        slimcore.heldout_tokens(tokenizer, source=path)
-
-
-def test_a_missing_or_binary_file_is_refused(tokenizer, tmp_path):
-    """A path that is not there is not taken for a data set."""
-    with pytest.raises(TextError, match="no such text file"):
-        slimcore.calibration_tokens(tokenizer, source=tmp_path / "absent.txt")
-    (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(TextError, match="as UTF-8 text"):
-        slimcore.calibration_tokens(tokenizer, source=tmp_path / "binary.txt")
-
-
-@pytest.mark.parametrize("limit", [0, 100])
-def test_a_limit_below_one_window_is_refused(tokenizer, limit):
-    """There would be nothing to measure."""
-    with pytest.raises(TextError, match="no window at all"):
-        slimcore.heldout_tokens(tokenizer, length=128, limit=limit)
+from slimcore.structure import decoder
+from tests.helpers import ids, mean_nll, models_drawn, tiny
 
 
 @pytest.mark.parametrize(
@@ -106,6 +22,54 @@ def test_tokens_that_do_not_fit_the_model_are_refused(bad):
     for use in (lambda: slimcore.score(tiny(), bad, method="depth-ppl"), lambda: slimcore.perplexity(tiny(), bad)):
         with pytest.raises(TextError, match=r"within 0\.\.255|integer ids"):
             use()
+
+
+SMALL = tiny(layers=1)
+
+
+@given(st.integers(2, 60), st.integers(2, 60))
+def test_windows_longer_than_the_context_are_refused(context, length):
+    """Both numbers are named; what fits is taken as it is."""
+    view = decoder(SMALL)
+    view.model.config.max_position_embeddings = context
+    if length <= context:
+        assert as_ids(ids(2, length), view).shape == (2, length)
+    else:
+        with pytest.raises(TextError, match=rf"windows of {length} tokens .* context of {context}: use shorter"):
+            as_ids(ids(2, length), view)
+
+
+def test_no_use_of_a_model_goes_beyond_its_context():
+    """To score, to heal and to measure on such windows is refused, and the model is left as it was."""
+    model, tokens = tiny(), ids(8, 300)
+    plan = slimcore.select(slimcore.unscored(model, method="depth-magnitude"), layers=1, protect=(1, 1))
+    for use in (
+        lambda: slimcore.score(model, tokens, method="depth-ppl"),
+        lambda: slimcore.heal_(model, plan, tokens),
+        lambda: slimcore.perplexity(model, tokens),
+    ):
+        with pytest.raises(TextError, match="windows of 300 tokens are longer than the model's context of 256"):
+            use()
+    assert len(model.model.layers) == 6
+
+
+@pytest.mark.parametrize(
+    ("rope", "context"),
+    [
+        ({"rope_type": "default"}, 64),
+        ({"rope_type": "linear", "factor": 4.0}, 256),
+        ({"rope_type": "dynamic", "factor": 2.0}, 128),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}, 128),
+        ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 16}, 64),
+        ({"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 16}, 64),
+    ],
+)
+def test_the_context_is_what_the_rotary_embedding_is_stretched_to(rope, context):
+    """What a model can hold is not refused."""
+    view = decoder(tiny(layers=1))
+    view.model.config.max_position_embeddings = 64
+    view.model.config.rope_parameters = {"rope_theta": 10_000.0, **rope}
+    assert view.context == context
 
 
 def test_scoring_without_tokens_is_refused():
@@ -131,38 +95,3 @@ def test_perplexity_records_its_conditions(tokenizer, prose):
     record = result.as_dict()["tokens"]
     assert (record["text"], record["bos"], record["windows"]) == ("prose.txt", True, [4, 128])
     assert all(len(record[k]) == 64 for k in ("text_sha256", "tokens_sha256", "tokenizer_sha256"))
-
-
-@pytest.mark.parametrize(
-    ("source", "arguments", "split"),
-    [
-        ("books", ("books",), "train"),
-        ("books:test", ("books",), "test"),
-        ("org/books:plain:test", ("org/books", "plain"), "test"),
-    ],
-)
-def test_a_data_set_is_read_by_name(monkeypatch, source, arguments, split):
-    """NAME, NAME:SPLIT, NAME:CONFIG:SPLIT; blank rows dropped, the rest one document."""
-    asked = []
-
-    def load_dataset(*names, split):
-        asked.append((names, split))
-        return {"text": ["one", " ", "two"]}
-
-    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
-    assert text.read(source, "heldout") == text.Text(source, ("one\n\ntwo",))
-    assert asked == [(arguments, split)]
-
-
-def test_a_data_set_without_its_package_or_its_hub_is_refused(monkeypatch):
-    """What is missing, and what to do."""
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(TextError, match=r"pip install 'slimcore\[datasets\]'"):
-        text.read("wikitext", "heldout")
-
-    def load_dataset(*_, **__):
-        raise ConnectionError("no route to hub")
-
-    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
-    with pytest.raises(TextError, match="no route to hub"):
-        text.read("wikitext", "heldout")

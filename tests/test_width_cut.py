@@ -106,8 +106,8 @@ def test_a_composed_plan_names_its_steps_and_refuses_another_model():
     second = slimcore.select(slimcore.score(model, ids(), method="flap"), ratio=0.2)
     both = first.then(second)
     assert both.method == "depth-magnitude, then flap"
-    assert [step["method"] for step in both.provenance["steps"]] == ["depth-magnitude", "flap"]
-    assert both.provenance["steps"][1]["tokens_sha256"]
+    assert [step.method for step in both.steps] == ["depth-magnitude", "flap"]
+    assert both.steps[1].scored["tokens_sha256"]
     assert "2 of 8 layers go" in str(both)
     assert "KV groups" in str(both)
 
@@ -191,7 +191,8 @@ def test_cutting_what_has_no_effect_changes_nothing(model, share):
     scores = slimcore.score(model, tokens, method="wanda-sp")
     shape = scores.shapes[0]
     cut = len(scores.shapes) * count * shape.channel_parameters
-    plan = slimcore.select(scores, params=scores.total_parameters - cut, allocation="AL-AM", protect=(0, 0))
+    budget = {"params": scores.total_parameters - cut, "allocation": "UL-MM", "attention_ratio": 0.0}
+    plan = slimcore.select(scores, **budget, protect=(0, 0))
     assert all(len(plan.inside(i).channels) == 40 - count for i in range(plan.num_layers))
     slimcore.prune_(model, plan)
     with torch.no_grad():

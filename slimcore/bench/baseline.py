@@ -208,7 +208,7 @@ def cost_of(subject: Record) -> Record:
     return {
         "footprint": subject["footprint"],
         "counted_by": subject.get("counted_by"),
-        "perplexity": quality and _without_hashes(quality),
+        "perplexity": quality and _accepted_quality(quality),
     }
 
 
@@ -219,10 +219,11 @@ def _left(subject: str, gone: Collection[str], histories: Mapping[str, Any]) -> 
     )
 
 
-def _without_hashes(quality: Record) -> Record:
+def _accepted_quality(quality: Record) -> Record:
+    """A perplexity, and the hash of the token ids it is compared on: they hold the text, the tokenizer and BOS."""
     tokens = quality["tokens"]
     return {"value": round(quality["value"], 6), "text": tokens["text"], "predictions": quality["predictions"],
-            "bos": tokens["bos"]}  # fmt: skip
+            "bos": tokens["bos"], "tokens_sha256": tokens["tokens_sha256"]}  # fmt: skip
 
 
 def _compact(cell: Record) -> Record:

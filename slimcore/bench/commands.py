@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from slimcore.errors import ResultsError
-from slimcore.options import Device, Dtype, HealSamples, Length, ModelName, Samples, Seed, TextSources, given_ratios
+from slimcore.options import (
+    Bos,
+    Device,
+    Dtype,
+    HealSamples,
+    Length,
+    ModelName,
+    Revision,
+    Samples,
+    Seed,
+    TextSources,
+    given_ratios,
+)
 from slimcore.plan import HEALING_WINDOWS
 
 if TYPE_CHECKING:
@@ -145,9 +157,11 @@ def sweep(
     length: Length = None,
     heal_samples: HealSamples = HEALING_WINDOWS[0],
     limit: Annotated[int, typer.Option(help="Held-out tokens of each text, from the front.")] = 8192,
+    bos: Bos = None,
     seed: Seed = 0,
     dtype: Dtype = None,
     device: Device = "cpu",
+    revision: Revision = None,
 ) -> None:
     """Score once a method, cut at many ratios, and print and draw what each costs in perplexity."""
     from slimcore.bench.sweep import Settings
@@ -165,12 +179,12 @@ def sweep(
         windows=None if samples is None or length is None else (samples, length),
         heal_samples=heal_samples,
         limit=limit,
+        bos=bos,
         seed=seed,
         dtype=dtype,
         device=device,
+        revision=revision,
     )
-    for name in sorted({*settings.texts} & {*settings.heldout} - {BUILTIN}):
-        typer.echo(f"warning: {name} is calibrated and measured on: it flatters; give another --heldout", err=True)
     report = swept(settings, out)
     typer.echo(report.read_text(encoding="utf-8").rpartition("\n\n!")[0])
     typer.echo(f"report: {report}")

@@ -18,6 +18,8 @@ from slimcore.bench.clocks import by_events, by_host
 from slimcore.bench.engines import engine_named
 from slimcore.bench.environment import energy
 from slimcore.bench.statistics import summarise
+from slimcore.errors import TextError, is_out_of_memory
+from slimcore.structure import decoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -123,6 +125,7 @@ class Generation:
     """One cell on its model, ready to be timed."""
 
     def __init__(self, model: PreTrainedModel, cell: Cell, protocol: Protocol) -> None:
+        _check_context(model, cell)
         self._protocol = protocol
         self._engine, self._model, self._new = engine_named(cell.engine), model, cell.output_tokens
         special = {i for i in (model.config.bos_token_id, model.config.pad_token_id) if isinstance(i, int)}
@@ -157,6 +160,16 @@ class Generation:
         return seconds
 
 
+def _check_context(model: PreTrainedModel, cell: Cell) -> None:
+    """Raise TextError where prompt and new tokens are more than the model's context."""
+    context = decoder(model).context
+    if context is not None and cell.input_tokens + cell.output_tokens > context:
+        raise TextError(
+            f"{cell.input_tokens} input + {cell.output_tokens} output tokens are more than the {context} of the model's"
+            " context: give shorter --perf-inputs or --perf-outputs"
+        )
+
+
 def unless_out_of_memory(work: Callable[[], T], device: str) -> tuple[T | None, Refusal]:
     """What `work` returns; or None and the allocator's words, with the memory `work` had taken given back."""
     before = allocated(device)
@@ -179,13 +192,6 @@ def give_back(device: str) -> None:
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` is an allocator's refusal, on a CUDA device or on the CPU."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def prompt(vocabulary: int, special: set[int], shape: tuple[int, int], seed: int) -> Tensor:

@@ -18,7 +18,7 @@ from slimcore.bench.cell import Cell, Grid
 from slimcore.bench.judging import Judge
 from slimcore.bench.pairs import Pairs
 from slimcore.bench.remote import HERE, checkout
-from slimcore.errors import ResultsError
+from slimcore.errors import ResultsError, SlimcoreError
 
 if TYPE_CHECKING:
     from slimcore.bench.gate import Judgement
@@ -139,6 +139,9 @@ class Session:
 
         try:
             return known | self.ways.again(cell, known) if known else self._time(cell)
+        except SlimcoreError as error:  # says what to do: a traceback would hide it
+            timing = Timing("error", str(error))
+            release(error)
         except Exception as error:  # noqa: BLE001 - a cell's failure must not cost the next one
             timing = Timing("error", "".join(traceback.format_exception(error)).strip())
             release(error)

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from slimcore import text
 from slimcore.bench import pareto
 from slimcore.bench.cell import DENSE, Cut, parse_method
 from slimcore.bench.markdown import tabulated
 from slimcore.bench.measure import Timing, peak_memory
 from slimcore.calibration import Tokens, calibration_tokens, heldout_tokens
-from slimcore.errors import CheckpointError, ResultsError
+from slimcore.errors import CheckpointError, ResultsError, SameTextWarning
 from slimcore.files import write_text
 from slimcore.healing import heal_
 from slimcore.methods import score
 from slimcore.models import load
 from slimcore.plan import HEALING_WINDOWS
 from slimcore.progress import progress
-from slimcore.quality import perplexity
+from slimcore.quality import flattered, perplexity
 from slimcore.selection import select
 from slimcore.surgery import prune_
 from slimcore.text import BUILTIN
@@ -48,16 +50,25 @@ class Settings:
     windows: tuple[int, int] | None = None  # of scoring; None: each method's own
     heal_samples: int = HEALING_WINDOWS[0]
     limit: int = 8192  # held-out tokens of each text
+    bos: bool | None = None  # None: as the tokenizer does
     seed: int = 0
     dtype: str | None = None
     device: str = "cpu"
+    revision: str | None = None  # of a hub id
+
+    def flattering(self) -> list[str]:
+        """The held-out texts that are calibrated on, whatever they are called: their perplexities flatter."""
+        calibrated = {text.read(source, "calibration").digest for source in self.texts or [None]}
+        return [source for source in self.heldout if text.read(source, "heldout").digest in calibrated]
 
 
 def sweep(settings: Settings, folder: Path) -> Path:
     """Add what `folder` lacks of the sweep, a row at a time; write table and figure of all; return the table's path.
 
-    Raises ResultsError where the folder holds another sweep.
+    Warns where a held-out text is calibrated on too. Raises ResultsError where the folder holds another sweep.
     """
+    for source in settings.flattering():
+        warnings.warn(flattered(source), SameTextWarning, stacklevel=2)
     cuts = [(method, parse_method(_spec(method, ratio)), ratio)
             for method in settings.methods for ratio in (settings.ratios if method != DENSE else (0.0,))]  # fmt: skip
     path = folder / "sweep.json"
@@ -83,20 +94,22 @@ def described(settings: Settings, rows: Sequence[Record]) -> str:
             "method": row["method"],
             "ratio": f"{row['achieved']:.1%}" if row["ratio"] else "",
             "parameters": f"{row['parameters']:,}",
-            **{text: f"{value:.2f}" if value < 1e3 else f"{value:.1e}" for text, value in row["perplexity"].items()},
+            **{name: f"{value:.2f}" if value < 1e3 else f"{value:.1e}" for name, value in row["perplexity"].items()},
             "scored in": _cost(row["score"]),
             "healed in": _cost(row["heal"]),
         }
         for row in rows
     ]
     windows = "{} windows of {} tokens".format(*settings.windows) if settings.windows else "each method's own windows"
-    texts = ", ".join(Path(text).name for text in settings.texts) or "the built-in text"
+    texts = ", ".join(Path(source).name for source in settings.texts) or "the built-in text"
+    bos = {None: "BOS as the tokenizer has it", True: "each starting with BOS", False: "no BOS"}[settings.bos]
     note = (
-        f"{settings.model}. Perplexity on {settings.limit:,} held-out tokens of each text, windows of 128, no BOS."
+        f"{settings.model}. Perplexity on {settings.limit:,} held-out tokens of each text, windows of 128, {bos}."
         f" Scored on {windows}, healed on {settings.heal_samples} of 128, of {texts}; seconds, and the process's peak"
         " memory, the model's own included."
     )
-    return f"{tabulated(table)}\n\n{note}"
+    warned = "".join(f"\n\n**Warning**: {flattered(Path(source).name)}." for source in settings.flattering())
+    return f"{tabulated(table)}\n\n{note}{warned}"
 
 
 class _Work:
@@ -122,8 +135,8 @@ class _Work:
             else:
                 prune_(model, plan)
         found = {}
-        for text in self._settings.heldout:
-            tokens = heldout_tokens(tokenizer, limit=self._settings.limit, source=text)
+        for source in self._settings.heldout:
+            tokens = heldout_tokens(tokenizer, limit=self._settings.limit, bos=self._settings.bos, source=source)
             found[tokens.text] = perplexity(model, tokens).value
         return {
             "achieved": achieved,
@@ -135,7 +148,9 @@ class _Work:
 
     def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         settings = self._settings
-        model, tokenizer = load(settings.model, dtype=settings.dtype, device=settings.device)
+        model, tokenizer = load(
+            settings.model, dtype=settings.dtype, device=settings.device, revision=settings.revision
+        )
         if tokenizer is None:
             raise CheckpointError(
                 f"{settings.model} has no tokenizer, and a sweep measures on text: give another model"
@@ -152,8 +167,11 @@ class _Work:
         return self._scores[1:]
 
     def _tokens(self, tokenizer: PreTrainedTokenizerBase, samples: int, length: int) -> Tokens:
-        texts = list(self._settings.texts) or None
-        return calibration_tokens(tokenizer, samples=samples, length=length, seed=self._settings.seed, source=texts)
+        settings = self._settings
+        return calibration_tokens(
+            tokenizer, samples=samples, length=length, seed=settings.seed, bos=settings.bos,
+            source=list(settings.texts) or None,
+        )  # fmt: skip
 
     def _measured(self, work: Callable[[], T]) -> tuple[T, Record]:
         device, timing = self._settings.device.partition(":")[0], Timing("ok")
@@ -189,11 +207,11 @@ def _write(path: Path, settings: Settings, rows: Sequence[Record]) -> None:
 def _panels(rows: Sequence[Record]) -> dict[str, list[pareto.Point]]:
     """One panel a held-out text."""
     return {
-        text: [
-            pareto.point_of(_spec(row["method"], row["ratio"]), row["achieved"], row["perplexity"][text])
+        name: [
+            pareto.point_of(_spec(row["method"], row["ratio"]), row["achieved"], row["perplexity"][name])
             for row in rows
         ]
-        for text in rows[0]["perplexity"]
+        for name in rows[0]["perplexity"]
     }
 
 

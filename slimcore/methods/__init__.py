@@ -11,6 +11,7 @@ from slimcore.errors import TextError, UnknownNameError
 from slimcore.scores import PLUS_RULE, Means, Scores, Widths, checked_protection
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from transformers import PreTrainedModel
 
@@ -25,6 +26,7 @@ class Calibration:
     ids: Tensor  # (N, T); empty for methods that need none
     layers: range  # that may be cut: a method may leave out the others
     batch_size: int  # windows computed at once
+    arithmetic: torch.dtype  # to run the model in; gradients are taken in float32
     metric: str  # one of the method's, "" where it has none
     seed: int
 
@@ -57,6 +59,7 @@ class Method:
     protect: tuple[int, int] = PLUS_RULE
     allocation: str = "UL-UM"
     compensates: bool = False
+    standardised: bool = False  # scores of all layers and of both kinds can stand in one list as they are
 
     def needs_tokens(self, metric: str | None = None) -> bool:
         """Whether scoring takes calibration tokens."""
@@ -91,7 +94,7 @@ METHODS = {
         Method(
             "flap", "FLAP", "fluctuation of the structure's output, its mean kept as a bias", inside=True,
             metrics=("WIFV", "IFV", "WIFN"), windows=(128, 128), batch_size=8, protect=(0, 0), allocation="AL-AM",
-            compensates=True,
+            compensates=True, standardised=True,
         ),
         Method(
             "wanda-sp", "Wanda-sp", "|weight| x norm of its input", inside=True, windows=(128, 128), batch_size=8,
@@ -121,18 +124,23 @@ def score(
     protect: tuple[int, int] | None = None,
     batch_size: int | None = None,
     seed: int = 0,
+    arithmetic: torch.dtype | None = None,
 ) -> Scores:
     """Score every layer of `model`, or every KV group and channel: low = cut first.
 
     `tokens`: calibration windows (N, T), for the methods that need them. `metric`: one of the method's (None: its
     default). `protect`: so many first and last layers will not be cut (None: the method's own), and gradients are not
     taken for them. `batch_size`: windows computed at once (None: the method's). `seed`: of the metric `random`.
+    `arithmetic`: what the model is run in, float16, bfloat16 or float32 (None: its weights' dtype; on a CPU float32);
+    gradients, and what is squared, summed or exponentiated, are float32 or wider in any case.
     Weights, gradients and training mode of the model are left as they were.
     Raises UnknownNameError, UnsupportedModelError, TextError, BudgetError.
     """
     import torch
 
+    from slimcore import layerwise
     from slimcore.calibration import Tokens, as_ids
+    from slimcore.digest import digest
     from slimcore.structure import check_weights, decoder, layer_shapes
 
     chosen = method_named(method)
@@ -144,11 +152,12 @@ def score(
     needed = chosen.needs_tokens(metric)
     if needed and tokens is None:
         raise TextError(f"{method} scores on calibration tokens: pass tokens (see calibration_tokens)")
-    ids = as_ids(tokens, view.vocabulary) if needed and tokens is not None else None
+    ids = as_ids(tokens, view) if needed and tokens is not None else None
     on = Calibration(
         torch.empty(0, 0, dtype=torch.long) if ids is None else ids,
         range(rule[0], max(rule[0], len(view.layers) - rule[1])),
         batch_size or chosen.batch_size,
+        layerwise.arithmetic(view.head.weight, arithmetic),
         measure,
         seed,
     )
@@ -158,7 +167,9 @@ def score(
         found = chosen.function(view, on)
     finally:
         model.train(was_training)
-    provenance: dict[str, object] = {"dtype": str(model.dtype).removeprefix("torch.")}
+    provenance: dict[str, object] = {"dtype": str(model.dtype).removeprefix("torch."), "weights_sha256": digest(model)}
+    if on.arithmetic != layerwise.arithmetic(view.head.weight):
+        provenance |= {"arithmetic": str(on.arithmetic).removeprefix("torch.")}
     provenance |= {"metric": measure} if measure else {}
     provenance |= {"metric_seed": seed} if measure == "random" else {}
     if ids is not None:
@@ -217,6 +228,7 @@ def _scores(
         bytes_per_parameter=view.embedding.weight.element_size(),
         protect=method.protect if protect is None else protect,
         allocation=allocation or method.allocation,
+        standardised=method.standardised,
         provenance=provenance,
     )
 

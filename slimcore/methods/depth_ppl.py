@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from slimcore import layerwise
+from slimcore.errors import UnsupportedModelError
 from slimcore.methods import Calibration
 from slimcore.progress import progress
 from slimcore.structure import Decoder
@@ -23,17 +24,30 @@ from slimcore.structure import Decoder
 
 @torch.no_grad()
 def score(view: Decoder, on: Calibration) -> list[float]:
-    """Perplexity without each layer."""
-    dtype = layerwise.arithmetic(view.head.weight)
+    """Perplexity without each layer; UnsupportedModelError where one is not finite."""
     sums = torch.zeros(len(view.layers), dtype=torch.float64)
     parts = layerwise.batches(on.ids, on.batch_size)
     for number, batch in enumerate(parts, 1):
         what = "depth-ppl" + (f" batch {number}/{len(parts)}" if len(parts) > 1 else "")
-        states = _without_each_layer(view, batch, dtype, what)
+        states = _without_each_layer(view, batch, on.arithmetic, what)
         for gap, state in enumerate(progress(states, f"{what}, head")):
-            sums[gap] += layerwise.next_token_nll(view, state, batch).double().sum().cpu()
+            nll = float(layerwise.next_token_nll(view, state, batch).double().sum())
+            if not math.isfinite(nll):
+                raise layerwise.not_finite(view, batch, on.arithmetic, without=gap)
+            sums[gap] += nll
     count = on.ids.shape[0] * (on.ids.shape[1] - 1)
-    return [math.exp(nll) for nll in (sums / count).tolist()]
+    return [_perplexity(gap, mean) for gap, mean in enumerate((sums / count).tolist())]
+
+
+def _perplexity(gap: int, mean: float) -> float:
+    """exp of the mean NLL; nothing is put in its place where that is beyond a float, since plans rank and print it."""
+    try:
+        return math.exp(mean)
+    except OverflowError:
+        raise UnsupportedModelError(
+            f"without layer {gap} the mean loss is {mean:,.0f} nats a token, whose perplexity is beyond any float: the"
+            " head's weights are out of scale; get them anew, or score by another method"
+        ) from None
 
 
 def _without_each_layer(view: Decoder, ids: Tensor, dtype: torch.dtype, what: str) -> list[Tensor]:

@@ -22,7 +22,7 @@ from slimcore.structure import CHANNEL_COLUMNS, GROUP_COLUMNS, Decoder, layer_sh
 def score(view: Decoder, on: Calibration) -> list[Inside]:
     """Standardised fluctuation of each KV group and channel, and the mean inputs."""
     found = []
-    for layer, moment in moments.of_each_layer(view, on.ids, on.batch_size, "flap"):
+    for layer, moment in moments.of_each_layer(view, on.ids, on.batch_size, on.arithmetic, "flap"):
         out, down = projection(layer, GROUP_COLUMNS).weight, projection(layer, CHANNEL_COLUMNS).weight
         attention = _standardised(_metric(on.metric, out, moment.o, len(on.ids)).square())
         found.append(

@@ -17,7 +17,7 @@ from slimcore.structure import CHANNEL_COLUMNS, GROUP_COLUMNS, Decoder, layer_sh
 def score(view: Decoder, on: Calibration) -> list[Inside]:
     """|Weight| times norm of its input, for each KV group and channel."""
     found = []
-    for layer, moment in moments.of_each_layer(view, on.ids, on.batch_size, "wanda-sp"):
+    for layer, moment in moments.of_each_layer(view, on.ids, on.batch_size, on.arithmetic, "wanda-sp"):
         out, down = projection(layer, GROUP_COLUMNS).weight, projection(layer, CHANNEL_COLUMNS).weight
         attention = moments.weighted_norm(out, moment.o, len(on.ids))
         groups = attention.view(layer_shape(layer).kv_groups, -1).sum(1)
