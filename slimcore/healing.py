@@ -110,7 +110,13 @@ def _split(tokens: Tokens) -> _Split:
         kinds.setdefault(kind, []).append(number)
     fit: list[list[int]] = []
     held: dict[str, list[int]] = {}
+    least = 3 if len(kinds) == 1 else 2  # one to judge on, and two folds
     for kind, numbers in kinds.items():
+        if len(numbers) < least:
+            raise TextError(
+                f"healing needs at least {least} windows of each kind of text, some of which no fit sees:"
+                f" got {len(numbers)} of {kind}; ask for more windows, or give fewer texts"
+            )
         few = max(len(numbers) // HELD, min(2, len(numbers) // 2))
         fit.append(numbers[: len(numbers) - few])
         held[kind] = numbers[len(numbers) - few :]
