@@ -84,9 +84,10 @@ def prune(
     force: Annotated[bool, typer.Option("--force", help="Replace what the folder holds.")] = False,  # noqa: FBT002
 ) -> None:
     """Score a model's structures, cut the least important ones, and save what is left."""
-    from slimcore.checkpoint import check_writable, save
+    from slimcore.checkpoint import save
     from slimcore.healing import heal_
     from slimcore.methods import unscored
+    from slimcore.replacing import check_writable
     from slimcore.surgery import prune_
 
     check_writable(out, overwrite=force)

@@ -22,12 +22,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from slimcore.calibration import as_ids, calibration_tokens
-from slimcore.checkpoint import PLAN_FILE, check_writable, save
+from slimcore.checkpoint import PLAN_FILE, save
 from slimcore.errors import CheckpointError
 from slimcore.files import new_file, new_folder, write_text
 from slimcore.models import load
 from slimcore.plan import Plan
 from slimcore.progress import progress
+from slimcore.replacing import check_writable
 from slimcore.structure import decoder
 from slimcore.training import Training, order_of, rate_at
 

@@ -12,10 +12,10 @@ import slimcore
 PACKAGE = Path(slimcore.__file__).parent
 # Each file may import only from those before it.
 ORDER = [
-    "errors", "units", "files", "budget", "scores", "plan", "widths", "selection", "modeling_slimcore", "structure",
-    "registration", "cost", "progress", "layerwise", "moments", "gradients", "text", "calibration", "methods",
-    "description", "surgery", "checkpoint", "quality", "healing", "models", "training", "recovery", "options", "bench",
-    "cli",
+    "errors", "units", "devices", "replacing", "files", "budget", "scores", "plan", "widths", "selection",
+    "modeling_slimcore", "structure", "registration", "cost", "progress", "layerwise", "moments", "gradients", "text",
+    "calibration", "methods", "description", "surgery", "quiet", "config", "weights", "fitting", "tokenizer",
+    "checkpoint", "quality", "healing", "hub", "models", "training", "recovery", "options", "bench", "cli",
 ]  # fmt: skip
 BENCH_ORDER = [
     "statistics", "limit", "markdown", "gate", "cell", "forecast", "engines", "operators", "environment", "clocks",
