@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from slimcore.calibration import as_ids, calibration_tokens
-from slimcore.checkpoint import PLAN_FILE, check_writable, save
+from slimcore.checkpoint import PLAN_FILE, save
 from slimcore.digest import digest
 from slimcore.errors import CheckpointError
 from slimcore.files import new_file, new_folder, write_text
 from slimcore.models import load
 from slimcore.plan import Plan
 from slimcore.progress import progress
+from slimcore.replacing import check_writable
 from slimcore.structure import decoder
 from slimcore.training import Training, order_of, rate_at
 
