@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from slimcore import text
-from slimcore.errors import TextError
+from slimcore.errors import TextError, told_as
 from slimcore.files import sha256
 from slimcore.plan import BETWEEN
 from slimcore.structure import Decoder
@@ -191,10 +191,8 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, document: text.Document) -> st
         return document
     if tokenizer.chat_template is None:
         raise TextError("the text holds chats, and the tokenizer has no chat template: give a text without messages")
-    try:
+    with told_as(TextError, "the tokenizer's chat template refuses a chat of the text"):
         plain = str(tokenizer.apply_chat_template(document, tokenize=False))
-    except Exception as error:  # a template is a program of its author's, and raises what it likes
-        raise TextError(f"the tokenizer's chat template refuses a chat of the text: {error}") from error
     return plain.removeprefix(str(tokenizer.bos_token)) if _adds_bos(tokenizer) else plain
 
 

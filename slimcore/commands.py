@@ -79,9 +79,10 @@ def prune(
     force: Force = False,  # noqa: FBT002
 ) -> None:
     """Score a model's structures, cut the least important ones, and save what is left."""
-    from slimcore.checkpoint import check_room, check_writable, save
+    from slimcore.checkpoint import save
     from slimcore.healing import heal_
     from slimcore.methods import unscored
+    from slimcore.replacing import check_room, check_writable
     from slimcore.surgery import prune_
 
     replaced = check_writable(out, overwrite=force)
@@ -174,8 +175,8 @@ def recover(
     force: Force = False,  # noqa: FBT002
 ) -> None:
     """Train a pruned model by LoRA, merged at the end; run it again to go on after an interruption."""
-    from slimcore.checkpoint import check_writable
     from slimcore.recovery import recover as recovered
+    from slimcore.replacing import check_writable
 
     replaced = check_writable(out, overwrite=force)
     done = recovered(model, out, text=text or None, steps=steps, batch_size=batch_size, length=length, rank=rank,

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from slimcore.replacing import files_to_replace
+
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path`, as `new_file` does."""
@@ -42,22 +44,40 @@ def new_file(path: Path) -> Iterator[Path]:
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield a folder beside `path` that becomes `path` when the block ends well, and is gone when it does not.
 
-    A folder already at `path` is replaced: it stays until the new one is whole.
+    An empty folder or a checkpoint at `path` is replaced, and stays until the new one is whole; where `path` is a link,
+    what it points to. Raises CheckpointError for any other folder there.
     """
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
+        # mkdtemp, and safetensors, let nobody but the owner read; give what is ordinary.
         beside.chmod(0o777 & ~_umask())
         yield beside
-        if path.exists():
-            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-            path.replace(old)
-            beside.replace(path)
-            shutil.rmtree(old)
-        else:
-            beside.replace(path)
+        for file in beside.iterdir():
+            if file.is_file():
+                file.chmod(0o666 & ~_umask())
+        _put(beside, path)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _put(beside: Path, path: Path) -> None:
+    """Make the folder `beside` the one at `path`, and delete of an older one the files that were looked at."""
+    if not path.exists():
+        beside.replace(path)
+        return
+    names = [file.name for file in files_to_replace(path)]
+    old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+    path.replace(old)
+    try:
+        beside.replace(path)
+    except OSError:
+        old.replace(path)
+        raise
+    for name in names:
+        (old / name).unlink()
+    old.rmdir()
 
 
 def sha256(data: bytes) -> str:

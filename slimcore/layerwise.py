@@ -166,7 +166,6 @@ def not_finite(view: Decoder, ids: Tensor, dtype: torch.dtype, without: int | No
     place, part = _first_not_finite(view, ids, dtype, None)
     if part is view.head and without is not None:
         place, part = _first_not_finite(view, ids, dtype, without)
-        place = f"without layer {without}, {place}"
     damaged = [n for n, p in part.named_parameters() if not bool(p.isfinite().all())]
     if damaged:
         return UnsupportedModelError(
@@ -184,7 +183,7 @@ def not_finite(view: Decoder, ids: Tensor, dtype: torch.dtype, without: int | No
 def _first_not_finite(view: Decoder, ids: Tensor, dtype: torch.dtype, without: int | None) -> tuple[str, nn.Module]:
     """The first part whose output is not finite, by name; the head where all before it are."""
     entry = enter(view, ids, dtype)
-    hidden = entry.hidden
+    hidden, shorter = entry.hidden, "" if without is None else f"without layer {without}, "
     if not bool(hidden.isfinite().all()):
         return "the embedding", view.embedding
     for index, (layer, arguments) in enumerate(zip(view.layers, entry.arguments, strict=True)):
@@ -192,10 +191,10 @@ def _first_not_finite(view: Decoder, ids: Tensor, dtype: torch.dtype, without: i
             with computing_in(layer, dtype):
                 hidden = run(layer, hidden, arguments)
             if not bool(hidden.isfinite().all()):
-                return f"layer {index}", layer
+                return f"{shorter}layer {index}", layer
     with computing_in(view.norm, dtype):
         normed = view.norm(hidden)
-    return ("the head", view.head) if bool(normed.isfinite().all()) else ("the final norm", view.norm)
+    return ("the head", view.head) if bool(normed.isfinite().all()) else (f"{shorter}the final norm", view.norm)
 
 
 def batches(ids: Tensor, size: int) -> tuple[Tensor, ...]:

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slimcore.devices import device_named
 from slimcore.errors import CheckpointError, UnknownNameError
 from slimcore.files import sha256
 
@@ -72,31 +73,38 @@ def load(
     dtype: torch.dtype | str | None = None,
     device: str | torch.device = "cpu",
     seed: int = 0,
+    revision: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """Load a model and its tokenizer (None where there is none), ready for inference.
 
     `name`: a folder; `smollm2-135m`; a shape (`llama-7b`, `vicuna-13b`, `smollm2-135m-shape`, `tiny`), whose weights
-    are random from `seed`; or a hub id `owner/name`, through transformers. `dtype`: None keeps the stored one.
-    `device`: `auto` spreads the model over the GPUs that are visible (accelerate's `device_map="auto"`).
-    Raises UnknownNameError, CheckpointError, UnsupportedModelError.
+    are random from `seed`; or a hub id `owner/name`, of which `revision` is a branch, tag or commit. `dtype`: None
+    keeps the stored one. `device`: `auto` spreads the model over the GPUs that are visible (accelerate's
+    `device_map="auto"`). Raises UnknownNameError, DeviceError, CheckpointError, UnsupportedModelError.
     """
-    wanted = _dtype(dtype)
+    place, wanted = device_named(device), _dtype(dtype)
     if is_shape(str(name)):
+        _check_no_revision(name, revision)
         shape = SHAPES[str(name)]
-        return random_model(shape.config(), dtype=wanted or _dtype(shape.dtype), device=device, seed=seed), None
+        return random_model(shape.config(), dtype=wanted or _dtype(shape.dtype), device=place, seed=seed), None
     from slimcore.checkpoint import load_folder
 
-    return load_folder(_folder_of(name), dtype=wanted, device=device)
+    return load_folder(_folder_of(name, revision), dtype=wanted, device=place)
 
 
-def load_meta(name: str | Path, *, dtype: torch.dtype | str | None = None) -> PreTrainedModel:
-    """The model `name` on the meta device: its shapes, to count, and no weights. Raises as `load` does."""
+def load_meta(
+    name: str | Path, *, dtype: torch.dtype | str | None = None, revision: str | None = None
+) -> PreTrainedModel:
+    """The model `name` on the meta device: its shapes, to count, and no weights, nor are any fetched.
+
+    Raises as `load` does, for what config and weights' headers tell.
+    """
     if is_shape(str(name)):
-        return load(name, dtype=dtype, device="meta")[0]
-    from slimcore.checkpoint import read_config
+        return load(name, dtype=dtype, device="meta", revision=revision)[0]
+    from slimcore.checkpoint import load_folder_meta
 
-    config = read_config(_folder_of(name))
-    return random_model(config, dtype=_dtype(dtype) or _dtype(config.dtype), device="meta")
+    wanted = _dtype(dtype)
+    return load_folder_meta(_folder_of(name, revision, weights=False), dtype=wanted)
 
 
 def known_models() -> list[str]:
@@ -114,13 +122,12 @@ def random_model(
 ) -> PreTrainedModel:
     """A model of `config` with random weights, made directly on `device` (meta and auto included) in `dtype`."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    from slimcore.checkpoint import quiet_transformers
+    from slimcore.config import on_meta
+    from slimcore.quiet import quiet_transformers
     from slimcore.structure import restore_buffers_
 
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model = on_meta(config, dtype)
     if device == "auto":
         with quiet_transformers():  # it warns that no weight was stored
             model = type(model).from_pretrained(None, config=config, state_dict={}, dtype=dtype, device_map="auto")
@@ -158,33 +165,31 @@ def _fill_(model: PreTrainedModel, std: float, seed: int) -> None:
             done, at = done + take, (at + take) % len(stream)
 
 
-def _folder_of(name: str | Path) -> Path:
-    """The folder of a model that is not a shape."""
+def _folder_of(name: str | Path, revision: str | None, *, weights: bool = True) -> Path:
+    """The folder of a model that is not a shape; without `weights` those of the hub are not fetched."""
+    from slimcore.hub import hub_folder
+
     folder = Path(name).expanduser()
+    is_hub_id = str(name).count("/") == 1 and not str(name).startswith((".", "~", "/"))
+    if folder.exists() or not is_hub_id:
+        _check_no_revision(name, revision)
     if folder.is_dir():
         return folder
     if folder.exists():
         raise CheckpointError(f"{name} is a file: give the folder of the checkpoint")
     if name == SMOLLM2:
         return _smollm2_folder()
-    if folder.is_absolute() or str(name).startswith((".", "~")) or str(name).count("/") > 1:
+    if is_hub_id:
+        return hub_folder(str(name), revision=revision, weights=weights)
+    if "/" in str(name) or str(name).startswith((".", "~")):
         raise CheckpointError(f"no such folder: {name}")
-    if "/" not in str(name):
-        raise UnknownNameError("model", str(name), known_models(), hint="or give a folder, or a hub id owner/name")
-    return _hub_folder(str(name))
+    raise UnknownNameError("model", str(name), known_models(), hint="or give a folder, or a hub id owner/name")
 
 
-def _hub_folder(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "tokenizer.model"]))
-    except Exception as error:  # huggingface_hub raises whatever its transport raises
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(
-            f"cannot get {name!r} from the model hub: {reason} (is the id right, and the hub reachable from here?"
-            " a folder on this machine needs no hub)"
-        ) from error
+def _check_no_revision(name: str | Path, revision: str | None) -> None:
+    """Raise CheckpointError for a revision of what has none."""
+    if revision is not None:
+        raise CheckpointError(f"{name} is no model of the hub, and a revision ({revision}) is of those: leave it out")
 
 
 def cache_folder() -> Path:
@@ -218,7 +223,8 @@ def _smollm2_folder() -> Path:
 def _convert(source: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from slimcore.checkpoint import quiet_transformers, save
+    from slimcore.checkpoint import save
+    from slimcore.quiet import quiet_transformers
 
     try:
         with quiet_transformers():

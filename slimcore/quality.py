@@ -45,7 +45,7 @@ def perplexity(
 ) -> Perplexity:
     """exp of the mean next-token NLL, pooled over all windows (N, T); each window stands alone.
 
-    `plan`: of the model, to warn where it was calibrated, healed or recovered on the text of `tokens`, by whatever name.
+    `plan`: the model's own, to warn where it was found, healed or recovered on the text of `tokens`.
     `batch_size`: windows computed at once. `arithmetic`: what the model is run in, float16, bfloat16 or float32 (None:
     its weights' dtype; on a CPU float32). Raises TextError where ids do not fit the vocabulary, and
     UnsupportedModelError where the model computes what is not finite: it has no perplexity.

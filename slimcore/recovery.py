@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from slimcore.calibration import as_ids, calibration_tokens
-from slimcore.checkpoint import PLAN_FILE, check_writable, save
+from slimcore.checkpoint import PLAN_FILE, save
 from slimcore.digest import digest
 from slimcore.errors import CheckpointError
 from slimcore.files import new_file, new_folder, write_text
 from slimcore.models import load
 from slimcore.plan import Plan
 from slimcore.progress import progress
+from slimcore.replacing import check_writable
 from slimcore.structure import decoder
 from slimcore.training import Training, order_of, rate_at
 
@@ -64,10 +65,10 @@ def recover(
 ) -> Recovery:
     """Train the pruned model in `folder` on a text, and write it to `out`, in the shape and dtype it had.
 
-    `text` as `source` of `calibration_tokens`; None is the calibration half of the built-in text. A step takes
-    `batch_size` windows of `length` tokens; all windows come once before one comes again. `bos` as in
-    `calibration_tokens`. `learning_rate` is the highest, after a tenth of the steps. Training is in float32: 4 bytes a parameter. `out` gets recovery.json and
-    recovery.png too.
+    `text` as `source` of `calibration_tokens`, and `bos` as there; None is the calibration half of the built-in text.
+    A step takes `batch_size` windows of `length` tokens; all windows come once before one comes again.
+    `learning_rate` is the highest, after a tenth of the steps. Training is in float32: 4 bytes a parameter. `out` gets
+    recovery.json and recovery.png too.
 
     `every` so many steps what is needed to go on is written to a hidden folder beside `out`: called again with the
     same arguments after an interruption, the training goes on from there. Raises CheckpointError, TextError.

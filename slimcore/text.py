@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from slimcore.errors import TextError
+from slimcore.errors import TextError, told_as
 from slimcore.files import sha256
 
 BUILTIN = "builtin"
@@ -103,14 +103,9 @@ def _dataset(source: str) -> Text:
             f"{source!r} is no file, and reading it as a data set needs the package 'datasets':"
             " pip install 'slimcore[datasets]'"
         ) from None
-    try:
+    with told_as(TextError, f"{source!r} is no file, and datasets cannot load it"):
         rows = datasets.load_dataset(name, *rest, split=split, streaming=True)
         return Text(source, _documents(rows, source, None, most=CHARACTERS))
-    except TextError:
-        raise
-    except Exception as error:  # datasets raises whatever its hub and its file formats raise
-        told = " ".join(str(error).split())
-        raise TextError(f"{source!r} is no file, and datasets cannot load it: {told}") from error
 
 
 def _documents(rows: Iterable[Any], source: str, column: str | None, most: int | None = None) -> tuple[Document, ...]:

@@ -159,6 +159,15 @@ def test_running_moments_equal_those_of_all_rows_at_once(sizes, channels, offset
         assert torch.allclose(moments.variance, rows.double().var(0), rtol=1e-4, atol=1e-6)
 
 
+def test_moments_square_in_more_than_half_precision():
+    """Rows of 300 in float16, whose squares are 90,000."""
+    moments = Moments()
+    for part in torch.tensor([[300.0, -300.0], [299.0, 300.0], [301.0, 0.0]], dtype=torch.float16).split(2):
+        moments.update(part)
+    assert moments.variance.tolist() == pytest.approx([1, 90000])
+    assert moments.squares.tolist() == pytest.approx([270002, 180000])
+
+
 @torch.no_grad()
 def inputs_of_output_projections(model, tokens):
     """All inputs of o_proj and down_proj of each layer, (N T, C), from one plain run of the model."""
@@ -184,12 +193,20 @@ METRIC = {
 @pytest.mark.parametrize("name", METRIC)
 @settings(max_examples=40)
 @given(
-    model=models_drawn(families=("llama", "qwen2", "gemma")), windows=st.integers(1, 5), batch_size=st.integers(1, 3)
+    model=models_drawn(families=("llama", "qwen2", "gemma")),
+    windows=st.integers(1, 5),
+    batch_size=st.integers(1, 3),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
 )
-def test_flap_equals_one_run_of_the_unpruned_model(name, model, windows, batch_size):
-    """Standardised metrics, attention's squared and averaged over a group's inputs; and the mean inputs."""
-    tokens = ids(windows, 9)
-    scores = slimcore.score(model, tokens, method="flap", metric=name, batch_size=batch_size)
+def test_flap_equals_one_run_of_the_unpruned_model(name, model, windows, batch_size, dtype):
+    """Standardised metrics, attention's squared and averaged over a group's inputs; and the mean inputs.
+
+    In half precision too: float64 statistics of what the model computes there.
+    """
+    model, tokens = model.to(dtype), ids(windows, 9)
+    # Other batches round otherwise, in half precision by more than is allowed here.
+    batch_size = batch_size if dtype == torch.float32 else windows
+    scores = slimcore.score(model, tokens, method="flap", metric=name, batch_size=batch_size, arithmetic=dtype)
     for layer, widths, means, (o, down) in zip(
         model.model.layers, scores.widths, scores.means, inputs_of_output_projections(model, tokens), strict=True
     ):

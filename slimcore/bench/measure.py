@@ -175,7 +175,7 @@ def unless_out_of_memory(work: Callable[[], T], device: str) -> tuple[T | None, 
     before = allocated(device)
     try:
         return work(), Refusal()
-    except Exception as error:
+    except Exception as error:  # whatever it is, only memory that ran out is a result
         if not is_out_of_memory(error):
             raise
         words = str(error).strip().splitlines()[0]
