@@ -20,6 +20,7 @@ that was left out gains most, and at the end the whole is judged on windows that
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -99,12 +100,14 @@ def heal_(
 class _Split:
     """Which windows are for what, by their numbers."""
 
-    folds: list[list[int]]  # to fit on: leaving one out is leaving out a kind of text, or windows where there is one kind
+    folds: list[
+        list[int]
+    ]  # to fit on: leaving one out is leaving out a kind of text, or windows where there is one kind
     held: dict[str, list[int]]  # of each kind, for the end
 
 
 def _split(tokens: Tokens) -> _Split:
-    """Hold out some windows of each kind, and deal the others out in folds. Raises TextError where there are too few."""
+    """Hold out some windows of each kind, and deal the others out in folds; TextError where there are too few."""
     kinds: dict[str, list[int]] = {}
     for number, kind in enumerate(tokens.kinds or (tokens.text,) * len(tokens.ids)):
         kinds.setdefault(kind, []).append(number)
@@ -123,7 +126,7 @@ def _split(tokens: Tokens) -> _Split:
     if len(fit) == 1:
         size = -(-len(fit[0]) // FOLDS)
         return _Split([fit[0][at : at + size] for at in range(0, len(fit[0]), size)], held)
-    return _Split([sum(fit[first::FOLDS], []) for first in range(min(FOLDS, len(fit)))], held)
+    return _Split([list(chain(*fit[first::FOLDS])) for first in range(min(FOLDS, len(fit)))], held)
 
 
 def _check_enough(plan: Plan, ids: Tensor) -> None:

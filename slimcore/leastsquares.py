@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 # Tried from the strongest on, in units of the mean square of what is read.
 RIDGES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01)
+PROBES = 256  # outputs at most that a ridge is chosen on
 
 
 @dataclass
@@ -54,15 +55,15 @@ def fit(folds: Sequence[Sums]) -> Fit:
     """Fit D on all folds, with the ridge that is best, on average, for a fold left out.
 
     Ridges are weakened for as long as the folds left out gain, and none of them is worse off than without a change.
-    Time: for each ridge and fold a Cholesky decomposition (I, I) and a solution (I, H) in float32; memory: three
-    matrices (I, I) of float32 beside the folds', and two of float64 at the end.
+    Time: for each ridge and fold a Cholesky decomposition (I, I) in float32. Memory beside the folds' sums: three
+    matrices (I, I) of float32, and at the end their sum and two of float64.
     """
     whole = _total(folds)
     scale = float(whole.gram.diagonal().double().mean())
     chosen, least = None, 1.0
-    judges = [fold for fold in folds if fold.square > 0]
+    judges, probed = [_probed(fold) for fold in folds if fold.square > 0], _probed(whole)
     for ridge in RIDGES if scale > 0 and judges else ():
-        left = [_left(fold, whole, ridge * scale) for fold in judges]
+        left = [_left(fold, probed, ridge * scale) for fold in judges]
         if not (fmean(left) < least and max(left) <= 1):
             break
         chosen, least = ridge, fmean(left)
@@ -80,6 +81,15 @@ def solve(gram: Tensor, cross: Tensor, ridge: float) -> Tensor:
     gram.diagonal().add_(ridge)
     factor, fails = torch.linalg.cholesky_ex(gram)
     return cross * torch.nan if int(fails) else torch.cholesky_solve(cross, factor)
+
+
+def _probed(sums: Sums) -> Sums:
+    """The same of few random sums of the outputs, whose squares are those of all outputs on average."""
+    outputs = sums.cross.shape[1]
+    if outputs <= PROBES:
+        return sums
+    probes = torch.randn(outputs, PROBES, generator=torch.Generator().manual_seed(0)) / PROBES**0.5
+    return replace(sums, cross=sums.cross @ probes.to(sums.cross.device))
 
 
 def _left(fold: Sums, whole: Sums, ridge: float) -> float:

@@ -1,4 +1,4 @@
-"""The walk of healing: through the layers once, with hidden states of the dense and of the pruned model side by side."""
+"""The walk of healing: through the layers once, with the dense and the pruned model's hidden states side by side."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ class Refit:
         return f"{self.layer}.{self.projection}"
 
 
+@torch.no_grad()
 def find(view: Decoder, plan: Plan, folds: Sequence[Sequence[Tensor]], dtype: torch.dtype) -> list[Refit]:
     """Refit what is next to each gap, in the order of the layers; the model is left as it is.
 

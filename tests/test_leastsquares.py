@@ -1,28 +1,30 @@
 """Ridge least squares against torch's own, over rows; and how its ridge is chosen."""
 
 from statistics import fmean
+from unittest.mock import patch
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slimcore import leastsquares
 from slimcore.leastsquares import RIDGES, Sums, fit, solve
 
-I, H = 7, 3  # inputs, outputs
+INPUTS, OUTPUTS = 7, 3
 
 
 def drawn(seed, folds=4, noise=3.0, rows=20):
     """Rows X and E of each fold, float32: E is one map of X in all of them, and noise."""
     generator = torch.Generator().manual_seed(seed)
-    shared = torch.randn(I, H, generator=generator)
-    reads = [torch.randn(rows, I, generator=generator) for _ in range(folds)]
-    return [(x, x @ shared + noise * torch.randn(rows, H, generator=generator)) for x in reads]
+    shared = torch.randn(INPUTS, OUTPUTS, generator=generator)
+    reads = [torch.randn(rows, INPUTS, generator=generator) for _ in range(folds)]
+    return [(x, x @ shared + noise * torch.randn(rows, OUTPUTS, generator=generator)) for x in reads]
 
 
 def summed(rows):
     """The sums of rows, taken in two parts."""
-    sums = Sums.none(I, H, torch.device("cpu"))
+    sums = Sums.none(INPUTS, OUTPUTS, torch.device("cpu"))
     for part in (slice(0, 9), slice(9, None)):
         sums.add_(rows[0][part], rows[1][part])
     return sums
@@ -31,8 +33,10 @@ def summed(rows):
 def by_lstsq(folds, ridge):
     """The change by least squares over the rows and, below them, the ridge's own."""
     x, e = (torch.cat(parts).double() for parts in zip(*folds, strict=True))
-    below = torch.full((I,), ridge, dtype=x.dtype).sqrt().diag()
-    return torch.linalg.lstsq(torch.cat([x, below]), torch.cat([e, torch.zeros(I, H, dtype=x.dtype)])).solution
+    below = torch.full((INPUTS,), ridge, dtype=x.dtype).sqrt().diag()
+    return torch.linalg.lstsq(
+        torch.cat([x, below]), torch.cat([e, torch.zeros(INPUTS, OUTPUTS, dtype=x.dtype)])
+    ).solution
 
 
 def scale(folds):
@@ -74,8 +78,26 @@ def test_the_ridge_is_chosen_on_rows_that_the_fit_has_not_seen(seed, noise):
         chosen, least = ridge, fmean(each)
     assert found.ridge == chosen
     assert found.left == pytest.approx(least, abs=1e-4)
-    expected = torch.zeros(I, H).double() if chosen is None else by_lstsq(rows, chosen * scale(rows))
+    expected = torch.zeros(INPUTS, OUTPUTS).double() if chosen is None else by_lstsq(rows, chosen * scale(rows))
     torch.testing.assert_close(found.change, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_random_sums_of_many_outputs_choose_as_all_of_them_would():
+    """The ridge and, nearly, what is left; the change is that of all outputs."""
+    generator = torch.Generator().manual_seed(0)
+    shared = torch.randn(20, 700, generator=generator)
+    folds = []
+    for _ in range(4):
+        x = torch.randn(30, 20, generator=generator)
+        folds.append(Sums.none(20, 700, torch.device("cpu")))
+        folds[-1].add_(x, x @ shared + 6 * torch.randn(30, 700, generator=generator))
+    some = fit(folds)
+    with patch.object(leastsquares, "PROBES", 700):
+        every = fit(folds)
+    assert some.ridge == every.ridge
+    assert some.left == pytest.approx(every.left, abs=0.03)
+    assert some.left != every.left
+    torch.testing.assert_close(some.change, every.change)
 
 
 def test_fewer_rows_and_more_noise_ask_for_a_stronger_ridge():
@@ -98,7 +120,9 @@ def test_a_kind_of_text_that_a_fit_would_harm_keeps_the_change_away():
     assert fit([summed(fold) for fold in agree]).left < 0.1
 
 
-@pytest.mark.parametrize("rows", [(torch.zeros(9, I), torch.zeros(9, H)), (torch.ones(9, I), torch.zeros(9, H))])
+@pytest.mark.parametrize(
+    "rows", [(torch.zeros(9, INPUTS), torch.zeros(9, OUTPUTS)), (torch.ones(9, INPUTS), torch.zeros(9, OUTPUTS))]
+)
 def test_where_nothing_is_missing_nothing_is_changed(rows):
     """Not even by rounding."""
     found = fit([summed(rows)] * 3)
@@ -112,4 +136,4 @@ def test_a_ridge_too_weak_for_float32_is_not_chosen():
     found = fit([summed(fold) for fold in rows])
     assert bool(found.change.isfinite().all())
     assert found.left <= 1
-    assert bool(solve(-torch.eye(I), torch.ones(I, H), 0.5).isnan().all())
+    assert bool(solve(-torch.eye(INPUTS), torch.ones(INPUTS, OUTPUTS), 0.5).isnan().all())
