@@ -226,7 +226,7 @@ def test_from_the_command_line(run, tmp_path, tokenizer, prose, monkeypatch):
     assert run("prune", folder, "--plan", out / "slimcore_plan.json", "--out", tmp_path / "cut")[0] == 0
     assert not slimcore.Plan.load(tmp_path / "cut" / "slimcore_plan.json").steps[0].healed
     assert not torch.equal(slimcore.load(tmp_path / "cut")[0](ids()).logits, healed)
-    for text, warned in ((prose, True), (other, True), ("python-topics", False)):
+    for text, warned in ((prose, True), (other, True), ("builtin", False)):
         code, _, err = run("eval", out, "--text", text, "--limit", 512)
         assert code == 0
         assert (f"warning: {text.name if warned else ''} is what the model was calibrated on" in err) == warned
