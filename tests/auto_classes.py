@@ -51,8 +51,8 @@ def road(loader, folder, **options):
 
 def tell(**further):
     """One line of what is so now."""
-    auto, stock = road("AutoModelForCausalLM", WEIGHTS), road("LlamaForCausalLM", WEIGHTS)
-    told = {"auto": auto, "stock": stock, "classes": classes(), "mappings": mappings()} | further
+    told = {"classes": classes(), "mappings": mappings()}
+    told |= {"auto": road("AutoModelForCausalLM", WEIGHTS), "stock": road("LlamaForCausalLM", WEIGHTS)} | further
     sys.stdout.write(f"\n{json.dumps(told)}\n")  # after a question that waits for an answer
 
 

@@ -79,8 +79,9 @@ def test_llm_pruner_equals_backward_passes_and_loops_over_heads(name, model, win
             for n, w in weights_of(layer).items()
         }
         groups, channels = plain_groups(layer, saliences, lambda v: abs(v.sum()))
-        assert widths[index].kv_groups == pytest.approx(groups, **ACCURACY)
-        assert widths[index].channels == pytest.approx(channels, **ACCURACY)
+        # Signed products cancel, to a rounding error of the largest.
+        assert widths[index].kv_groups == pytest.approx(groups, rel=ACCURACY["rel"], abs=1e-5 * max(groups))
+        assert widths[index].channels == pytest.approx(channels, rel=ACCURACY["rel"], abs=1e-5 * max(channels))
 
 
 @settings(max_examples=30)
