@@ -57,8 +57,11 @@ def _healed(healed: dict[str, Any]) -> list[str]:
         for text, pair in pairs
         if isinstance(pair, list) and len(pair) == 2
     ]
-    if lines and not healed.get("kept", True):
-        lines[-1] += ": no, it would rise; a gap is too wide, take less or other layers"
+    kept = healed.get("kept", True)
+    if lines and not kept:
+        lines.append("              no: some text would get worse; a gap is too wide, take less or other layers")
+    elif lines and kept < 1:
+        lines.append(f"              with {kept:g} of each change, as with more some text would get worse")
     return lines
 
 
