@@ -32,7 +32,7 @@ class Devices(TorchFunctionMode):
         """The device that a tensor is said to lie on."""
         return self._storages.get(tensor.untyped_storage().data_ptr(), (HERE,))[0]
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: ARG002
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         """Call `func`; a single number may lie anywhere, and only copying takes tensors from two devices."""
         kwargs = kwargs or {}
         if func == torch.Tensor.device.__get__:

@@ -12,11 +12,11 @@ import slimcore
 PACKAGE = Path(slimcore.__file__).parent
 # Each file may import only from those before it.
 ORDER = [
-    "errors", "units", "devices", "replacing", "files", "validation", "budget", "scores", "kept", "plan_json", "picture",
-    "plan", "target", "widths", "selection", "modeling_slimcore", "structure", "digest", "registration", "cost",
-    "progress", "layerwise", "moments", "gradients", "text", "calibration", "methods", "description", "surgery", "quiet",
-    "config", "weights", "fitting", "tokenizer", "checkpoint", "quality", "leastsquares", "refits", "trial", "healing",
-    "hub", "models", "training", "recovery", "options", "commands", "bench", "cli",
+    "errors", "units", "devices", "replacing", "files", "validation", "budget", "scores", "kept", "plan_json",
+    "picture", "plan", "target", "widths", "selection", "modeling_slimcore", "structure", "digest", "registration",
+    "cost", "progress", "layerwise", "moments", "gradients", "text", "calibration", "methods", "description",
+    "surgery", "quiet", "config", "weights", "fitting", "tokenizer", "checkpoint", "quality", "leastsquares",
+    "refits", "trial", "healing", "hub", "models", "training", "recovery", "options", "commands", "bench", "cli",
 ]  # fmt: skip
 BENCH_ORDER = [
     "statistics", "limit", "markdown", "gate", "cell", "forecast", "engines", "operators", "environment", "clocks",

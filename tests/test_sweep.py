@@ -137,6 +137,5 @@ def test_a_sweep_knows_a_text_by_its_words(run, model, prose, tmp_path, monkeypa
     for heldout in (f"./{prose.name}", copied):
         _, _, err = run("sweep", model, "--out", tmp_path / "out" / str(len(str(heldout))), "--methods", "dense",
                         "--text", prose, "--heldout", heldout, "--limit", 256)  # fmt: skip
-        assert err == (
-            f"warning: {heldout} is what the model was calibrated on: its perplexity flatters; measure on another text\n"
-        )
+        assert err.startswith(f"warning: {heldout} is what the model was calibrated on: its perplexity flatters")
+        assert err.count("\n") == 1
