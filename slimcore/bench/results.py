@@ -191,6 +191,8 @@ def join(runs: Sequence[Run], into: Path) -> Run:
     lost = _missing_shards(runs)
     if lost:
         raise ResultsError(f"parts {_list(lost)} of --perf-shard are missing: measure them, and give them too")
+    if into.exists() and (not into.is_dir() or any(into.iterdir())):
+        raise ResultsError(f"{into} is there already: choose another place for the whole")
     joined = Run(into)
     with new_folder(into) as folder:
         joined.folder = folder
