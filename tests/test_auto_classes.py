@@ -39,7 +39,7 @@ def told(tmp_path_factory):
         torch.save(model(ids()).logits, place / "logits")
     found = {}
     for order in ("last", "first", "tool"):
-        arguments = [order, folder, disguised, place / "ids", place / "logits"]
+        arguments = [order, folder, disguised, place / "ids", place / "logits", *FAMILIES]
         command = [sys.executable, "-m", "tests.auto_classes", *arguments]
         environment = os.environ | {"HF_MODULES_CACHE": str(place / "modules")}
         done = subprocess.run(
