@@ -99,7 +99,9 @@ def heal_(
 class _Split:
     """Which windows are for what, by their numbers."""
 
-    folds: list[list[int]]  # to fit on: leaving one out is leaving out a kind of text, or windows where there is one kind
+    folds: list[
+        list[int]
+    ]  # to fit on: leaving one out is leaving out a kind of text, or windows where there is one kind
     held: dict[str, list[int]]  # of each kind, for the end
 
 

@@ -191,8 +191,7 @@ def join(runs: Sequence[Run], into: Path) -> Run:
     lost = _missing_shards(runs)
     if lost:
         raise ResultsError(f"parts {_list(lost)} of --perf-shard are missing: measure them, and give them too")
-    if into.exists() and (not into.is_dir() or any(into.iterdir())):
-        raise ResultsError(f"{into} is there already: choose another place for the whole")
+    _check_free(into)
     joined = Run(into)
     with new_folder(into) as folder:
         joined.folder = folder
@@ -201,6 +200,12 @@ def join(runs: Sequence[Run], into: Path) -> Run:
                 append(joined, record)
     joined.folder = into
     return joined
+
+
+def _check_free(folder: Path) -> None:
+    """Raise ResultsError where something is there already."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ResultsError(f"{folder} is there already: choose another place for the whole")
 
 
 def _missing_shards(runs: Sequence[Run]) -> set[str]:
