@@ -146,8 +146,8 @@ def cut_to(
         first = min(lists, key=lambda part: part.least)
         if first.least == math.inf:
             raise BudgetError(
-                f"{budget.words} cuts nothing, nor would another: one KV group and one channel stay in each layer; protect"
-                " fewer layers, or choose another allocation"
+                f"{budget.words} cuts nothing, nor would another: one KV group and one channel stay in each layer;"
+                " protect fewer layers, or choose another allocation"
             )
         step = first.steps[0]
         raise cuts_nothing(scores, budget, step.kind, step.parameters, first.least)

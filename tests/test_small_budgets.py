@@ -104,5 +104,5 @@ def test_where_nothing_could_go_no_budget_is_proposed():
         select(least, params=10**6)
     with pytest.raises(BudgetError, match="at most 0 may go"):
         select(least, ratio=0.1)
-    with pytest.raises(BudgetError, match="local_ratio=0.1 would leave no channel"):
+    with pytest.raises(BudgetError, match=r"local_ratio=0.1 would leave no channel"):
         select(least, local_ratio=0.1)
