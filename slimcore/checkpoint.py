@@ -42,7 +42,7 @@ def save(
     check_room(folder, sum(p.numel() * p.element_size() for p in model.parameters()))
     _forget_source_format(model)
     with told_as(CheckpointError, f"cannot write {folder}"), new_folder(folder) as beside, quiet_transformers():
-        model.save_pretrained(beside)
+        model.save_pretrained(beside, save_original_format=False)  # fp8 that was read is fp8 no more
         if tokenizer is not None:
             tokenizer.save_pretrained(beside)
         if plan is not None:

@@ -10,7 +10,7 @@ import typer
 
 from slimcore import commands
 from slimcore.bench import commands as measuring
-from slimcore.errors import SlimcoreError, is_out_of_memory, reason_of
+from slimcore.errors import SlimcoreError, SlimcoreWarning, is_out_of_memory, reason_of
 
 # rich_markup_mode=None: help without rich, in half the time.
 app = typer.Typer(
@@ -40,15 +40,17 @@ for command in (
 
 def main() -> None:
     """Run the command line; a SlimcoreError, or memory that runs out, is one line on stderr and exit code 2."""
-    warnings.showwarning = _say_warning
-    try:
-        app()
-    except SlimcoreError as error:
-        _leave(str(error))
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        _leave(f"out of memory: {reason_of(error)}; free some, or take a smaller model, dtype or --length")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", category=SlimcoreWarning)
+        warnings.showwarning = _say_warning
+        try:
+            app()
+        except SlimcoreError as error:
+            _leave(str(error))
+        except (MemoryError, RuntimeError, OSError) as error:
+            if not is_out_of_memory(error):
+                raise
+            _leave(f"out of memory: {reason_of(error)}; free some, or take a smaller model, --dtype or --length")
 
 
 def _leave(message: str) -> NoReturn:

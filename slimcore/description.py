@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from slimcore import modeling_slimcore as slim
 from slimcore.errors import UnsupportedModelError
+from slimcore.registration import register
 from slimcore.structure import DOWN, OUT, PER_LAYER_CONFIG, decoder, family_of, layer_shapes
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ def _classes(config: PretrainedConfig) -> tuple[Any, Any]:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+    register()
     stock: Any = MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[family_of(config)]]
     return stock, getattr(slim, slim.PREFIX + stock.__name__)
 

@@ -54,11 +54,15 @@ class ResultsError(SlimcoreError):
     """A grid, result or baseline that is malformed or cannot be read or written."""
 
 
-class OtherWeightsWarning(UserWarning):
+class SlimcoreWarning(UserWarning):
+    """Base of all warnings; the command line shows each as one line."""
+
+
+class OtherWeightsWarning(SlimcoreWarning):
     """A plan is used on a model of the right shape, but was made for other weights."""
 
 
-class SameTextWarning(UserWarning):
+class SameTextWarning(SlimcoreWarning):
     """A perplexity is measured on a text that the model was calibrated on."""
 
 

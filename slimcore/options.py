@@ -96,7 +96,7 @@ def _number(name: str, text: str | None, expected: str) -> int | None:
     """A count written as 4916965376, 4.9e9 or 4.9B."""
     if text is None:
         return None
-    with suppress(ValueError):
+    with suppress(ValueError, OverflowError):
         return round(float(text))
     with suppress(BudgetError):
         number: int | None = getattr(Budget.parse(text), name)

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from slimcore.errors import CheckpointError, told_as
 from slimcore.units import human
@@ -65,20 +66,22 @@ def files_to_replace(folder: Path) -> list[Path]:
     """
     _check_place(folder)
     entries = sorted(folder.iterdir())
-    code = _code_files(folder)
+    config = _config(folder)
+    code = _code_files(config)
     strange = next((entry for entry in entries if not _is_of_checkpoint(entry, code)), None)
     only = "only a checkpoint and nothing else is replaced, so choose another folder"
     if strange is not None:
         kind = "a folder" if strange.is_dir() else "a file"
         raise CheckpointError(f"{folder} holds {strange.name}, {kind} that is of no checkpoint: {only}")
-    if entries and not (folder / CONFIG_FILE).is_file():
-        raise CheckpointError(f"{folder} holds {entries[0].name} and no {CONFIG_FILE}: {only}")
+    if entries and "model_type" not in config:
+        raise CheckpointError(f"{folder} holds {entries[0].name} and no {CONFIG_FILE} of a model: {only}")
     return entries
 
 
 def _check_place(folder: Path) -> None:
     """Raise CheckpointError for a folder that may not be replaced whatever it holds."""
-    real, here, home = (Path(os.path.realpath(path)) for path in (folder, Path.cwd(), Path("~").expanduser()))
+    users = os.path.expanduser("~")  # noqa: PTH111 - Path's raises where there is none
+    real, here, home = (Path(os.path.realpath(path)) for path in (folder, ".", users))
     for what, is_it in (
         ("the working folder, or one above it", real == here or real in here.parents),
         ("a home, or a folder of homes", real == home or real in home.parents),
@@ -92,13 +95,20 @@ def _is_of_checkpoint(entry: Path, code: set[str]) -> bool:
     return entry.is_file() and (entry.name in code or any(fnmatchcase(entry.name, known) for known in _FILES))
 
 
-def _code_files(folder: Path) -> set[str]:
-    """Files of the model class that config.json names, as `modeling_slimcore.py`."""
+def _config(folder: Path) -> dict[str, Any]:
+    """What config.json holds, if it is there and whole."""
     try:
-        named = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["auto_map"].values()
-        return {f"{name.split('--')[-1].split('.')[0]}.py" for name in named}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return set()
+        found = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _code_files(config: dict[str, Any]) -> set[str]:
+    """Files of the model class that a config names, as `modeling_slimcore.py`."""
+    named = config.get("auto_map")
+    classes = [name for name in named.values() if isinstance(name, str)] if isinstance(named, dict) else []
+    return {f"{name.split('--')[-1].split('.')[0]}.py" for name in classes}
 
 
 def _nearest(path: Path) -> Path:

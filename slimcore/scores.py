@@ -97,7 +97,9 @@ class Scores:
         bad += [i for i, w in enumerate(self.widths) if not all(map(math.isfinite, (*w.kv_groups, *w.channels)))]
         bad += [i for i, m in enumerate(self.means) if not all(map(math.isfinite, (*m.o, *m.down)))]
         if bad:
-            raise PlanError(f"{self.method} scored layers {bad} as not finite; score a float32 copy of the model")
+            raise PlanError(
+                f"{self.method} scored layers {bad} as not finite: weights are not finite, or far out of scale"
+            )
 
     @property
     def order(self) -> tuple[int, ...]:

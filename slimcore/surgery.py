@@ -69,8 +69,8 @@ def check_fits(view: Decoder, plan: Plan) -> None:
     has = None if made_for is None else digest(view.model)
     if has is not None and has != made_for:
         warnings.warn(
-            "the plan was made for other weights of this shape, or for these in another precision: what it takes may"
-            " matter here; score this model and select again, unless that is meant",
+            "the plan was made for other weights of the same shape, or for a rounded copy of these: what it removes may"
+            " matter here; score this model and select again",
             OtherWeightsWarning,
             stacklevel=3,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from slimcore.quiet import quiet_transformers
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
 # Each holds a vocabulary; transformers takes the first that is there.
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tiktoken.model")
 # A line of tiktoken's: a token in base64, and its rank.
@@ -26,17 +27,17 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     """The tokenizer in `folder`, or None where it has no file of one. Raises CheckpointError where it is not whole."""
     from transformers import AutoTokenizer
 
-    there = [folder / name for name in (*_VOCABULARIES, *_SETTINGS) if (folder / name).is_file()]
-    if not there:
-        return None
-    for file in there:
-        read_json(file) if file.suffix == ".json" else check_fetched(file)
-    vocabulary = there[0]
-    if vocabulary.name not in _VOCABULARIES:
+    vocabulary = next(iter(_there(folder, _VOCABULARIES)), None)
+    settings = _there(folder, _SETTINGS)
+    if vocabulary is None:
+        if not settings:
+            return None
         raise CheckpointError(
-            f"{folder} has a {vocabulary.name} and no vocabulary, as tokenizer.json or tokenizer.model:"
+            f"{folder} has a {settings[0].name} and no vocabulary, as tokenizer.json or tokenizer.model:"
             " fetch the tokenizer's other files, or delete what there is to go on without one"
         )
+    for file in (vocabulary, *settings):
+        read_json(file) if file.suffix == ".json" else check_fetched(file)
     if vocabulary.suffix == ".model":
         _check_packages(vocabulary)
     with told_as(CheckpointError, f"cannot use {vocabulary}", hint="is the file whole?"), quiet_transformers():
@@ -46,6 +47,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise CheckpointError(f"no word was read from {vocabulary}: it is not what the settings beside it ask for")
     return tokenizer
+
+
+def _there(folder: Path, names: Sequence[str]) -> list[Path]:
+    return [folder / name for name in names if (folder / name).is_file()]
 
 
 def _check_packages(vocabulary: Path) -> None:

@@ -99,10 +99,12 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 def _described(error: Any) -> str:
     """The first of pydantic's complaints: the field, what was expected, the value."""
     first = error.errors(include_url=False)[0]
-    field = ".".join(str(part) for part in first["loc"]) or "it"
+    field = ".".join(str(part) for part in first["loc"])
+    if not field:  # no JSON at all
+        return str(first["msg"])
     if first["type"] == "missing":
         return f"{field} is missing"
     if first["type"] == "unexpected_keyword_argument":
-        return f"{field} is not a field that is known here"
+        return f"{shown(field)} is not a field that is known here"
     expected = first["msg"].replace("Input should be", "must be", 1)
     return f"{field} {expected} (got {shown(first['input'])})"

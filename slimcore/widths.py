@@ -109,13 +109,15 @@ class _List:
 
     @property
     def least(self) -> float:
-        """The smallest target of which anything is taken."""
+        """The smallest target of which anything is taken; infinite where there is none."""
         sums = accumulate(step.parameters for step in self.steps)
         half = min((total / 2 for total in sums if total > 0), default=math.inf)
         if not self.share or half == math.inf:
             return math.inf
-        # Not to a fraction of a parameter, where there is a share to multiply with.
-        return half if self.share == 1 and not self.offset else (half - self.offset) // self.share + 1
+        target = (half - self.offset) / self.share
+        while self.share * target + self.offset < half:  # rounding
+            target = math.nextafter(target, math.inf)
+        return target
 
 
 def cut_to(
@@ -142,6 +144,11 @@ def cut_to(
     taken = [step for part in lists for step in part.taken(target, budget, multiple_of)]
     if not taken:
         first = min(lists, key=lambda part: part.least)
+        if first.least == math.inf:
+            raise BudgetError(
+                f"{budget.words} cuts nothing, nor would another: one KV group and one channel stay in each layer;"
+                " protect fewer layers, or choose another allocation"
+            )
         step = first.steps[0]
         raise cuts_nothing(scores, budget, step.kind, step.parameters, first.least)
     return _widths(scores, taken)

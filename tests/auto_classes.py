@@ -1,7 +1,7 @@
 """Run as a process of its own by test_auto_classes.py: what transformers gives, with slimcore imported now or then.
 
 Lines of JSON, each after one more step. Arguments: the order; a folder that only slimcore's class can load, and the
-same disguised as an ordinary one; files of token ids and of the logits they should give.
+same disguised as an ordinary one; files of token ids and of the logits they should give; the families.
 """
 
 import json
@@ -9,9 +9,8 @@ import sys
 from importlib import import_module
 from inspect import isroutine
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma")
 OTHERS = ("GPT2LMHeadModel", "AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoTokenizer", "PreTrainedModel")
-ORDER, WEIGHTS, DISGUISED, TOKENS, LOGITS = sys.argv[1:]
+ORDER, WEIGHTS, DISGUISED, TOKENS, LOGITS, *FAMILIES = sys.argv[1:]
 
 
 def classes():
@@ -51,8 +50,8 @@ def road(loader, folder, **options):
 
 def tell(**further):
     """One line of what is so now."""
-    auto, stock = road("AutoModelForCausalLM", WEIGHTS), road("LlamaForCausalLM", WEIGHTS)
-    told = {"auto": auto, "stock": stock, "classes": classes(), "mappings": mappings()} | further
+    told = {"classes": classes(), "mappings": mappings()}
+    told |= {"auto": road("AutoModelForCausalLM", WEIGHTS), "stock": road("LlamaForCausalLM", WEIGHTS)} | further
     sys.stdout.write(f"\n{json.dumps(told)}\n")  # after a question that waits for an answer
 
 

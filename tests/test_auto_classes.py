@@ -39,16 +39,8 @@ def told(tmp_path_factory):
         torch.save(model(ids()).logits, place / "logits")
     found = {}
     for order in ("last", "first", "tool"):
-        command = [
-            sys.executable,
-            "-m",
-            "tests.auto_classes",
-            order,
-            folder,
-            disguised,
-            place / "ids",
-            place / "logits",
-        ]
+        arguments = [order, folder, disguised, place / "ids", place / "logits", *FAMILIES]
+        command = [sys.executable, "-m", "tests.auto_classes", *arguments]
         environment = os.environ | {"HF_MODULES_CACHE": str(place / "modules")}
         done = subprocess.run(
             command, check=True, capture_output=True, text=True, input="n\n", env=environment, cwd=CHECKOUT

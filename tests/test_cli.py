@@ -136,6 +136,11 @@ def test_scores_inside_layers_are_a_line_a_layer(run, model, prose):
         (["prune", "MODEL", "--out", "OUT", "--layers", "3"], "at most 2 may be cut"),
         (["prune", "MODEL", "--out", "OUT", "--layers", "1", "--protect", "4"], "--protect '4' is not two numbers"),
         (["prune", "MODEL", "--out", "OUT", "--params", "lots"], "'lots'"),
+        (["prune", "MODEL", "--out", "OUT", "--params", "inf"], "--params 'inf' is not a number of parameters"),
+        (["prune", "MODEL", "--out", "OUT", "--ratio", "0.03", "--protect", "0,0"],
+         "ratio=0.03 cuts nothing: one layer is 0.125 of the block parameters; ask for at least 0.0625"),
+        (["eval", "MODEL", "--length", "300", "--limit", "600"], "longer than the model's context of 256"),
+        (["inspect", "llama-7b", "--revision", "main"], "revision"),
         (["prune", "MODEL", "--out", "OUT", "--layers", "1", "--method", "depth-tailor"], "mean 'depth-taylor'"),
         (["prune", "MODEL", "--out", "OUT", "--layers", "1", "--text", "absent.txt"], "no such text file"),
         (["prune", "MODEL", "--out", "MODEL", "--layers", "1"], "is not empty"),
@@ -157,6 +162,76 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_written(run, model, tmp_p
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda:99"])
+@pytest.mark.parametrize("command", ["prune", "score", "eval", "sweep", "recover"])
+def test_a_device_that_is_not_here_is_refused_before_anything_is_read(run, tmp_path, command, device):
+    """With those that are; in every command that takes one."""
+    where = () if command in ("score", "eval") else ("--out", tmp_path / "out")
+    cut = ("--layers", "1") if command == "prune" else ()
+    (tmp_path / "model").mkdir()
+    code, _, err = run(command, tmp_path / "model", *where, *cut, "--device", device)
+    assert code == 2
+    assert err.startswith(f"error: there is no device '{device}' here, only cpu")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried"), MemoryError()])
+def test_memory_that_runs_out_is_one_line_and_no_broken_checkpoint(run, model, monkeypatch, error):
+    """While a model is loaded, or later."""
+
+    def fails(*_args, **_kwargs):
+        raise error
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", fails)
+    code, _, err = run("eval", model)
+    assert code == 2
+    assert err.startswith(f"error: out of memory: {str(error) or 'MemoryError'}; free some, or take a smaller model")
+    assert err.count("\n") == 1
+
+
+def test_force_replaces_a_checkpoint_and_says_so_and_nothing_else(run, model, tmp_path):
+    """A project of the user's is left as it is, and so is a checkpoint without --force."""
+    project, out = tmp_path / "project", tmp_path / "out"
+    (project / "src").mkdir(parents=True)
+    thesis = project / "src" / "thesis.txt"
+    thesis.write_text("years of work")
+    cut = ("--method", "depth-magnitude", "--layers", 1, "--protect", "1,1")
+    code, _, err = run("prune", model, "--out", project, *cut, "--force")
+    assert code == 2
+    assert "holds src, a folder that is of no checkpoint" in err
+    assert thesis.read_text() == "years of work"
+    assert run("prune", model, "--out", out, *cut)[0] == 0
+    assert "is not empty" in run("prune", model, "--out", out, *cut)[2]
+    code, told, _ = run("prune", model, "--out", out, *cut, "--force")
+    assert code == 0
+    assert f"saved: {out} (in place of the checkpoint in {out} (" in told
+
+
+def test_a_plan_meets_the_weights_it_was_made_for_or_it_is_told(run, model, tmp_path, tokenizer):
+    """One line, and the cut is made: a plan of a base model may be meant for its fine-tuned copies."""
+    first, plan = tmp_path / "first", tmp_path / "first" / "slimcore_plan.json"
+    assert run("prune", model, "--out", first, "--method", "depth-magnitude", "--layers", 1, "--protect", "1,1")[0] == 0
+    assert run("prune", model, "--plan", plan, "--out", tmp_path / "same")[2] == ""
+    other = slimcore.save(tiny(layers=8, seed=1), tmp_path / "other", tokenizer=tokenizer)
+    code, _, err = run("prune", other, "--plan", plan, "--out", tmp_path / "else")
+    assert code == 0
+    assert err.startswith("warning: the plan was made for other weights")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [("score",), ("eval",), ("prune", "--layers", 1, "--protect", "1,1")])
+def test_bos_is_as_the_tokenizer_has_it_unless_told(run, model, tmp_path, prose, arguments, monkeypatch):
+    """The same option in every command; what was done is what was asked."""
+    seen = []
+    plain = slimcore.calibration._tokens
+    monkeypatch.setattr("slimcore.calibration._tokens", lambda *a: seen.append(plain(*a)) or seen[-1])
+    options = ("--out", tmp_path / "out", "--force") if arguments[0] == "prune" else ()
+    windows = ("--limit", 256) if arguments[0] == "eval" else ("--samples", 2, "--length", 16)
+    for asked, has in (((), False), (("--bos",), True), (("--no-bos",), False)):
+        assert run(arguments[0], model, *arguments[1:], *options, *windows, "--text", prose, *asked)[0] == 0
+        assert seen[-1].bos == has
 
 
 def test_progress_is_shown_on_a_terminal_and_not_in_a_log(model):

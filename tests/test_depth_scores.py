@@ -45,6 +45,7 @@ def plain_nll(model, tokens, kept):
     return float(mean_nll(states[0] @ model.lm_head.weight.double().T, tokens))
 
 
+@settings(max_examples=70)
 @given(models_drawn(), st.integers(1, 5), st.integers(2, 20), st.integers(1, 6), ARITHMETICS)
 def test_ppl_equals_running_the_whole_model_without_each_layer(model, windows, length, batch_size, dtype):
     """Sharing the layers below the gap changes no score; nor the whole model's perplexity; nor in half precision."""
@@ -59,6 +60,7 @@ def test_ppl_equals_running_the_whole_model_without_each_layer(model, windows, l
     assert math.log(whole) == pytest.approx(plain_nll(model, tokens, range(count)), rel=1e-5)
 
 
+@settings(max_examples=60)
 @given(models_drawn(), st.integers(1, 5), st.integers(2, 20), st.integers(1, 6))
 def test_taylor_equals_one_backward_pass(model, windows, length, batch_size):
     """Layer by layer and batch by batch, the gradient is the whole model's."""
@@ -67,6 +69,7 @@ def test_taylor_equals_one_backward_pass(model, windows, length, batch_size):
     assert values == pytest.approx(plain_taylor(model, tokens), rel=1e-3)
 
 
+@settings(max_examples=50)
 @given(models_drawn())
 def test_magnitude_equals_the_sum_of_absolute_weights(model):
     """Seven projections and two norms; no bias."""
@@ -77,6 +80,7 @@ def test_magnitude_equals_the_sum_of_absolute_weights(model):
     assert slimcore.score(model, method="depth-magnitude").values == pytest.approx(expected, rel=1e-6)
 
 
+@settings(max_examples=60)
 @given(models_drawn(min_layers=3), st.data())
 def test_a_layer_without_effect_is_the_first_to_go(model, data):
     """With its two output projections zeroed a layer passes its input on: its PPL is the dense model's."""

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model, inject_adapter_in_model
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2ForCausalLM
+from transformers import CONFIG_MAPPING, LlamaConfig, LlamaForCausalLM, Qwen2ForCausalLM
 
 import slimcore
 from slimcore.errors import UnsupportedModelError
@@ -57,6 +57,16 @@ def test_unequal_heads_work_with_any_rope_and_without_head_dim(tmp_path, family,
     anew = random_model(loaded.config, dtype=torch.float32, device="cpu")
     anew.load_state_dict(model.state_dict())
     assert torch.equal(logits(anew), cut)
+
+
+def test_whatever_makes_or_loads_an_unequal_model_registers_its_class(tmp_path, monkeypatch):
+    """In a process that has imported slimcore as a tool, transformers does not know it yet."""
+    monkeypatch.setattr(CONFIG_MAPPING, "_extra_content", {})
+    folder = slimcore.save(slimcore.prune_(tiny(), unequal(tiny())), tmp_path / "slim")
+    assert "slimcore_llama" in CONFIG_MAPPING
+    monkeypatch.setattr(CONFIG_MAPPING, "_extra_content", {})
+    slimcore.load(folder)
+    assert "slimcore_llama" in CONFIG_MAPPING
 
 
 def test_a_stock_config_has_head_dim_where_it_needs_it(tmp_path):

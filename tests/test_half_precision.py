@@ -66,8 +66,9 @@ def assert_near(expected, found, dtype):
     """Scores within rounding of `dtype`; and how many pairs lie further apart, all in the same order."""
     pairs = 0
     for (kind, a), (_, b) in zip(numbers(expected), numbers(found), strict=True):
-        # Logarithms, and FLAP's standard deviations, are taken as they are.
-        allowed = rounding(dtype, kind) * (a if expected.method == "wanda-sp" else torch.ones_like(a))
+        # In proportion to the value; a logarithm's is 1, and FLAP's lie around their mean, in standard deviations.
+        size = {"depth-ppl": torch.ones_like(a), "wanda-sp": a, "flap": 1 + a.abs()}[expected.method]
+        allowed = rounding(dtype, kind) * size
         assert (b - a).abs().le(allowed).all(), (kind, ((b - a).abs() / allowed).max())
         apart = (a + allowed)[:, None] < (a - allowed)[None]
         assert (b[:, None] < b[None])[apart].all()

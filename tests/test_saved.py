@@ -76,6 +76,9 @@ def test_parts_are_joined_and_the_whole_is_gated(run, tmp_path):
     assert (tmp_path / "whole" / "report.md").exists()
     assert code == 1  # accepted cells are in no part's grid
     assert "FAILED gone" in out
+    # What lies at the place is not ours to replace.
+    whole = [part.folder for part in parts]
+    assert "is there already: choose another place" in run("merge", *whole, "--out", whole[0], *baselines)[2]
     for given, reason in (
         (["1"], "parts 2/2 of --perf-shard are missing"),
         (["1", "2", "2"], "are in more than one part"),

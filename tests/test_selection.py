@@ -1,19 +1,16 @@
 """select() of what is inside layers, as arithmetic: budgets, floors, multiples, allocations, and what is refused."""
 
-import re
 from dataclasses import replace
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import slimcore
 from slimcore.errors import BudgetError, PlanError, UnknownNameError
-from slimcore.methods import METHODS
 from slimcore.plan import Plan
 from slimcore.scores import ALLOCATIONS, LayerShape, Means, Scores, Widths
 from slimcore.selection import select
-from tests.helpers import tiny
 
 HIDDEN, HEAD_DIM = 64, 16
 
@@ -46,12 +43,6 @@ def scored(draw, *, compensated=None):
         means=tuple(Means((0.5,) * (32 * g), (0.5,) * c) for g, c in layers) if means else (), protect=(0, 0),
         standardised=True,
     )  # fmt: skip
-
-
-def as_depth(scores):
-    """The same model's layers, scored as wholes."""
-    values = tuple(w.channels[0] for w in scores.widths)
-    return replace(scores, method="depth-ppl", widths=(), means=(), values=values)
 
 
 def counts(plan):
@@ -107,30 +98,6 @@ def test_what_goes_scores_lowest_in_its_layer(scores, ratio, allocation):
             assert not gone or max(gone) <= min(values[j] for j in kept)
 
 
-@given(scored(compensated=False), st.floats(0.01, 0.99))
-def test_al_am_is_one_list_over_layers_and_modules(scores, ratio):
-    """FLAP's own: but for the last of its kind in a layer, nothing kept scores lower than anything removed."""
-    plan = attempt(scores, ratio=ratio, allocation="AL-AM")
-    kept, gone = [], []
-    for i, widths in enumerate(scores.widths):
-        inside = plan.inside(i)
-        for stay, values in ((inside.kv_groups, widths.kv_groups), (inside.channels, widths.channels)):
-            kept += [values[j] for j in stay if len(stay) > 1]
-            gone += [v for j, v in enumerate(values) if j not in stay]
-    assert not gone or not kept or max(gone) <= min(kept)
-
-
-@given(st.integers(2, 6), st.integers(8, 60), st.integers(2, 5), st.floats(0.05, 0.8))
-def test_uniform_layers_differ_by_one_structure_at_most(groups, channels, layers, ratio):
-    """UL-UM takes the same share of every layer, whatever the scores, as nearly as whole structures allow."""
-    shapes = (shape(groups, channels),) * layers
-    widths = tuple(Widths((float(i),) * groups, (-float(i),) * channels) for i in range(layers))
-    scores = Scores("wanda-sp", shapes, sum(s.parameters for s in shapes), widths=widths, protect=(0, 0))
-    found = counts(attempt(scores, ratio=ratio))
-    for kind in range(2):
-        assert max(c[kind] for c in found) - min(c[kind] for c in found) <= 1
-
-
 @given(scored(), st.floats(0.05, 0.9), st.sampled_from([2, 8, 16]), allocations)
 def test_multiples_hold_in_every_layer_that_may_be_cut(scores, ratio, multiple, allocation):
     """Channels, and the widths of heads; still within one step of the asked, or refused."""
@@ -166,18 +133,6 @@ def test_heads_keep_to_a_multiple_where_one_is_none():
     assert {g % 4 for g, _ in counts(select(scores, ratio=0.4, multiple_of=64))} == {0}
     assert {c % 64 for _, c in counts(select(scores, ratio=0.4, multiple_of=64))} == {0}
     assert any(g % 4 for g, _ in counts(select(scores, ratio=0.4, multiple_of=16)))
-
-
-def test_the_manual_share_of_attention_is_kept_to():
-    """AL-MM with attention_ratio: that share of KV groups goes, and channels make up the rest."""
-    scores = replace(SIX, protect=(0, 0))
-    plan = select(scores, ratio=0.3, allocation="AL-MM", attention_ratio=0.5)
-    groups, channels = (sum(c[k] for c in counts(plan)) for k in range(2))
-    assert groups == 12
-    assert plan.ratio == pytest.approx(0.3, abs=0.01)
-    none = counts(select(scores, ratio=0.3, allocation="UL-MM", attention_ratio=0.0))
-    assert {g for g, _ in none} == {4}
-    assert sum(c for _, c in none) < channels
 
 
 SIX = Scores(
@@ -229,161 +184,6 @@ def test_what_cannot_be_met_is_refused_in_one_line(options, error, message):
     with pytest.raises(error, match=message) as caught:
         select(SIX, **options)
     assert "\n" not in str(caught.value)
-
-
-def asked_for(error):
-    """The budget that an error tells to ask for."""
-    return float(re.search(r"ask for at (?:least|most) ([\d.,]+)", str(error)).group(1).replace(",", ""))
-
-
-@settings(max_examples=100)
-@given(
-    st.one_of(scored(), scored().map(as_depth)),
-    st.sampled_from(["ratio", "params", "bytes"]),
-    st.floats(0, 0.05, exclude_min=True),
-    st.sampled_from(ALLOCATIONS),
-    st.sampled_from([None, 0.0, 0.01]),
-)
-def test_a_budget_that_cuts_nothing_is_refused_with_the_smallest_that_does(scores, unit, share, allocation, attention):
-    """In the unit that was asked; a little less than that smallest still cuts nothing."""
-    options = {} if scores.values else {"allocation": allocation}
-    if attention is not None and options and allocation.endswith("MM"):
-        options["attention_ratio"] = attention
-    blocks = sum(s.parameters for s in scores.shapes)
-    whole = scores.total_parameters * (4 if unit == "bytes" else 1)
-    budget = share if unit == "ratio" else max(1, whole - round(share * blocks))
-    try:
-        plan = select(scores, **{unit: budget}, **options)
-    except BudgetError as error:
-        assume("cuts nothing" in str(error))
-        least = asked_for(error)
-    else:
-        assert plan.removed or plan.width
-        return
-    asked = least if unit == "ratio" else int(least)
-    found = attempt(scores, **{unit: asked}, **options)
-    assert found.removed or found.width
-    assert asked > budget if unit == "ratio" else asked < budget
-    less = asked * 0.998 if unit == "ratio" else asked + (12 if unit == "bytes" else 3)
-    assume(less < whole)
-    with pytest.raises(BudgetError, match=r"cuts nothing|more than the model has"):
-        select(scores, **{unit: less}, **options)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (
-            {"ratio": 0.03},
-            "ratio=0.03 cuts nothing: one layer is 0.125 of the block parameters; ask for at least 0.0625",
-        ),
-        ({"params": 992}, "params=992 cuts nothing: one layer is 100 parameters; ask for at most 950"),
-        ({"bytes": 4000}, "bytes=4,000 cuts nothing: one layer is 400 bytes; ask for at most 3,800"),
-        ({"ratio": 0.3, "protect": (4, 4)}, "none of the 8 layers may be cut, as the first 4 and last 4 are protected"),
-        ({"layers": 1, "protect": (9, 0)}, r"layers=1 cuts nothing: none of the 8 layers may be cut.*protect fewer"),
-    ],
-)
-def test_what_cuts_nothing_says_what_would(options, message):
-    """By depth, on eight layers."""
-    depth = Scores("depth-ppl", (replace(shape(1, 1), parameters=100),) * 8, 1000, (0.0,) * 8, protect=(0, 0))
-    with pytest.raises(BudgetError, match=message):
-        select(depth, **options)
-    assert len(select(depth, ratio=0.0625).removed) == len(select(depth, params=950).removed) == 1
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"ratio": 0.0001}, "ratio=0.0001 cuts nothing: one channel is 0.000729 of .*; ask for at least 0.0003645"),
-        ({"local_ratio": 0.01, "multiple_of": 4}, "local_ratio=0.01 cuts nothing: widths are to be multiples of 4; "),
-        ({"local_ratio": 1e-18}, "local_ratio=0.000000000000000001 cuts nothing: ask for at least"),
-        ({"local_ratio": 0.35, "protect": (4, 2)}, "local_ratio=0.35 cuts nothing: none of the 6 layers may be cut"),
-    ],
-)
-def test_widths_that_lose_nothing_are_refused(options, message):
-    """With what to ask for, or to protect."""
-    with pytest.raises(BudgetError, match=message) as caught:
-        select(SIX, **options)
-    if "ask" in str(caught.value):
-        name = next(iter(options))
-        assert select(SIX, **options | {name: asked_for(caught.value)}).width
-
-
-@st.composite
-def of_magnitudes(draw):
-    """Scores that are not standardised, all different, on layers that have more than one of each."""
-    layers = draw(st.lists(st.tuples(st.integers(2, 6), st.integers(8, 60)), min_size=2, max_size=5))
-    values = iter(draw(st.permutations(range(1, 1 + sum(map(sum, layers))))))
-    widths = tuple(Widths(tuple(float(next(values)) for _ in range(g)), tuple(float(next(values)) for _ in range(c)))
-                   for g, c in layers)  # fmt: skip
-    shapes = tuple(shape(g, c) for g, c in layers)
-    return Scores("magnitude", shapes, sum(s.parameters for s in shapes), widths=widths, protect=(0, 0))
-
-
-@given(of_magnitudes(), st.floats(0.1, 0.6), st.sampled_from(["AL-AM", "AL-MM"]), st.data())
-def test_scores_of_different_units_share_a_list(scores, ratio, allocation, data):
-    """Multiplying all scores of one kind in one layer by a constant changes nothing."""
-    layer, kind = (
-        data.draw(st.integers(0, len(scores.shapes) - 1)),
-        data.draw(st.sampled_from(["kv_groups", "channels"])),
-    )
-    factor = 2.0 ** data.draw(st.integers(-60, 60))
-    one = scores.widths[layer]
-    changed = replace(one, **{kind: tuple(factor * v for v in getattr(one, kind))})
-    other = replace(scores, widths=(*scores.widths[:layer], changed, *scores.widths[layer + 1 :]))
-    assert (
-        attempt(scores, ratio=ratio, allocation=allocation).width
-        == attempt(other, ratio=ratio, allocation=allocation).width
-    )
-
-
-def test_attention_a_thousand_times_larger_loses_the_same_share():
-    """AL-AM of magnitude: without standardising, channels alone would go."""
-    shares = []
-    for factor in (1.0, 1000.0):
-        model = tiny(layers=4, heads=8, kv_heads=8)
-        for layer in model.model.layers:
-            for weight in layer.self_attn.parameters():
-                weight.data *= factor
-        scores = slimcore.score(model, method="magnitude", protect=(0, 0))
-        plan = slimcore.select(scores, ratio=0.25, allocation="AL-AM")
-        shares.append([1 - sum(c[k] for c in counts(plan)) / total for k, total in enumerate((32, 160))])
-        raw = counts(slimcore.select(replace(scores, standardised=True), ratio=0.25, allocation="AL-AM"))
-    assert shares[0] == pytest.approx(shares[1], abs=0.04)
-    assert min(shares[1]) > 0.1
-    assert sum(c[0] for c in raw) == 32
-
-
-def test_scores_that_are_all_equal_or_huge_share_a_list_too():
-    """No division by zero, no overflow."""
-    widths = (Widths((0.0,) * 4, (1e308,) * 100), Widths((1e308, -1e308, 5e-324, 0.0), (7.0,) * 100)) * 3
-    plan = select(replace(SIX, widths=widths, protect=(0, 0)), ratio=0.3, allocation="AL-AM")
-    assert plan.ratio == pytest.approx(0.3, abs=0.01)
-
-
-def test_flap_shares_out_as_before():
-    """Its scores are standardised by the method: the counts of 0.1.0, in one list and in two."""
-
-    def values(count, seed):
-        return tuple(((i * 2654435761 + seed * 40503) % 1000) / 250 - 2 for i in range(count))
-
-    scores = Scores(
-        "flap", (shape(4, 100),) * 6, 10**6,
-        widths=tuple(Widths(values(4, i), values(100, i + 10)) for i in range(6)),
-        means=tuple(Means(values(128, i), values(100, i)) for i in range(6)), protect=(0, 0), standardised=True,
-    )  # fmt: skip
-    for allocation, ratio, expected in (
-        ("AL-AM", 0.1, [(3, 98), (3, 98), (3, 97), (4, 98), (3, 97), (4, 98)]),
-        ("AL-AM", 0.3, [(3, 74), (2, 74), (3, 73), (2, 73), (3, 72), (3, 73)]),
-        ("AL-AM", 0.5, [(2, 50), (2, 50), (2, 49), (2, 50), (2, 49), (2, 50)]),
-        ("AL-MM", 0.3, [(3, 70), (2, 69), (3, 69), (3, 69), (3, 70), (3, 70)]),
-        ("UL-UM", 0.3, [(3, 62), (3, 62), (3, 63), (3, 63), (3, 63), (3, 63)]),
-    ):
-        plan = select(scores, ratio=ratio, allocation=allocation)
-        assert counts(plan) == expected
-        for i, width in plan.width.items():
-            assert width.down_means == tuple(m for j, m in enumerate(values(100, i)) if j not in width.channels)
-    assert {m.name for m in METHODS.values() if m.standardised} == {"flap"}
 
 
 @pytest.mark.parametrize(

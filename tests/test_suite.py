@@ -131,10 +131,10 @@ def test_a_saved_model_is_scored_and_its_perplexity_told(suite, pytester, tokeni
     result.assert_outcomes(passed=2, deselected=1)
     result.stdout.fnmatch_lines(["*perplexity * -> *"])
     dense, ours = lines(pytester, "subject")
-    assert ours["plan"]["steps"][0]["scored"]["text"] == "python-topics/calibration"
-    assert dense["perplexity"]["tokens"]["text"] == "python-topics/heldout"
+    assert ours["plan"]["steps"][0]["scored"]["text"] == "builtin/calibration"
+    assert dense["perplexity"]["tokens"]["text"] == "builtin/heldout"
     assert len(set(ours["plan"]["scores"])) == 8
-    assert "4,064 predictions on python-topics/heldout, windows of 128 tokens, no BOS" in report_text(pytester)
+    assert "4,064 predictions on builtin/heldout, windows of 128 tokens, no BOS" in report_text(pytester)
 
 
 @pytest.mark.usefixtures("suite")

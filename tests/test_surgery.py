@@ -69,7 +69,7 @@ def test_what_fails_late_has_changed_nothing(monkeypatch):
     def fail(_model):
         raise ValueError("no config for this")
 
-    monkeypatch.setattr(surgery, "describe_", fail)
+    monkeypatch.setattr(surgery, "renumber_", fail)
     model = small()
     before = state(model)
     for method, budget in (("flap", {"ratio": 0.3}), ("depth-magnitude", {"layers": 1})):

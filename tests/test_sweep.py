@@ -34,10 +34,12 @@ def test_a_sweep_scores_once_and_goes_on(run, model, prose, tmp_path, monkeypatc
 
     monkeypatch.setattr(_Work, "_measured", counted)
     asked = ("sweep", model, "--out", tmp_path / "out", "--text", prose, "--samples", 4, "--length", 32,
-             "--heal-samples", 4, "--limit", 512, "--heldout", "python-topics", "--heldout", prose)  # fmt: skip
+             "--heal-samples", 4, "--limit", 512, "--heldout", "builtin", "--heldout", prose)  # fmt: skip
     code, out, err = run(*asked, "--methods", "dense,depth-ppl,depth-ppl+heal", "--ratios", "0.1,0.2")
     assert code == 0
-    assert err == f"warning: {prose} is calibrated and measured on: it flatters; give another --heldout\n"
+    warned = "is what the model was calibrated on: its perplexity flatters; measure on another text"
+    assert err == f"warning: {prose} {warned}\n"
+    assert f"**Warning**: prose.txt {warned}." in (tmp_path / "out" / "sweep.md").read_text()
     rows = json.loads((tmp_path / "out" / "sweep.json").read_text())["rows"]
     assert [(row["method"], row["ratio"]) for row in rows] == [
         ("dense", 0.0), ("depth-ppl", 0.1), ("depth-ppl", 0.2), ("depth-ppl+heal", 0.1), ("depth-ppl+heal", 0.2)
@@ -97,7 +99,7 @@ def test_the_report_draws_perplexity_against_speed(tmp_path):
     own = dict(made.subjects)
     for method, value in (("dense", 5.0), ("depth-ppl:9L", 20.0), ("depth-ppl+heal:9L", 9.0)):
         subject = own.get(("llama-7b", method)) or own["llama-7b", "depth-ppl:9L"] | {"method": method}
-        tokens = {"text": "t", "bos": False, "windows": [1, 128]}
+        tokens = {"text": "t", "bos": False, "windows": [1, 128], "tokens_sha256": "a"}
         made.add(subject | {"perplexity": {"value": value, "predictions": 127, "tokens": tokens}})
     panels = pareto.speeds(made.cells.values(), made.subjects)
     assert list(panels) == ["llama-7b, M1", "llama-7b, M8"]
@@ -125,3 +127,15 @@ def test_a_healed_cell_is_healed_once(model, monkeypatch):
     monkeypatch.setattr("slimcore.bench.subject.heal_", None)
     again = Subjects({(str(model), healed.method): record}).get(healed).record
     assert again | {"seconds": 0} == record | {"seconds": 0}
+
+
+def test_a_sweep_knows_a_text_by_its_words(run, model, prose, tmp_path, monkeypatch):
+    """By another path, or as a copy of another name: it is calibrated and measured on all the same."""
+    copied = tmp_path / "copied.txt"
+    copied.write_text(prose.read_text())
+    monkeypatch.chdir(tmp_path)
+    for heldout in (f"./{prose.name}", copied):
+        _, _, err = run("sweep", model, "--out", tmp_path / "out" / str(len(str(heldout))), "--methods", "dense",
+                        "--text", prose, "--heldout", heldout, "--limit", 256)  # fmt: skip
+        assert err.startswith(f"warning: {heldout} is what the model was calibrated on: its perplexity flatters")
+        assert err.count("\n") == 1

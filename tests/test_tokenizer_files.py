@@ -33,6 +33,7 @@ def bare(monkeypatch):
 
 
 def half(path):
+    """Cut a file short."""
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
@@ -64,6 +65,7 @@ def only(folder, **files):
             r"tokenizer\.model is read by tiktoken, .*: pip install tiktoken",
         ),
         (lambda f: only(f, vocab__json=b'{"a": 0, "b": 1}'), r"cannot use .*vocab\.json: "),
+        (lambda f: only(f, vocab__json=b"{}", merges__txt=POINTER.encode()), r"merges\.txt is a Git LFS pointer"),
     ],
 )
 def test_a_tokenizer_that_is_not_whole_is_refused_by_its_file(folder, damage, message):
@@ -84,10 +86,12 @@ def test_a_tokenizer_without_words_is_refused(folder):
         slimcore.load(folder)
 
 
-def test_a_tokenizer_is_not_needed(folder):
-    """Where there is no file of one, there is none; and a class by an old name is no matter beside a whole file."""
+def test_a_whole_tokenizer_is_enough_and_none_is_needed(folder):
+    """A class by an old name, or another format's file not fetched, is no matter; without any file there is none."""
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": "LLaMATokenizer"}))
+    assert len(slimcore.load(folder)[1]) == 256
+    (folder / "tokenizer.model").write_text(POINTER)  # not asked for beside tokenizer.json
     assert len(slimcore.load(folder)[1]) == 256
     only(folder)
     assert slimcore.load(folder)[1] is None

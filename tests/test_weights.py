@@ -49,6 +49,7 @@ def shard(folder):
 
 
 def index(folder, weight_map):
+    """Write an index that says this."""
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 

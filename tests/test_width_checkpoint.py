@@ -29,7 +29,7 @@ def logits(model):
         return model(ids()).logits
 
 
-@pytest.mark.parametrize(("family", "rope"), zip(FAMILIES, ROPES[1:], strict=True))
+@pytest.mark.parametrize(("family", "rope"), [*zip(FAMILIES, ROPES[1:], strict=True)])
 def test_a_fresh_process_gives_equal_logits_with_the_code_beside_the_weights(tmp_path, family, rope):
     """Biases, per-layer shapes, ties, scaled RoPE: with trust_remote_code where there is no slimcore."""
     model, plan = pruned(family=family, tied=family in ("llama", "gemma"), rope=rope)

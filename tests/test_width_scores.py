@@ -79,8 +79,9 @@ def test_llm_pruner_equals_backward_passes_and_loops_over_heads(name, model, win
             for n, w in weights_of(layer).items()
         }
         groups, channels = plain_groups(layer, saliences, lambda v: abs(v.sum()))
-        assert widths[index].kv_groups == pytest.approx(groups, **ACCURACY)
-        assert widths[index].channels == pytest.approx(channels, **ACCURACY)
+        # Signed products cancel, to a rounding error of the largest.
+        assert widths[index].kv_groups == pytest.approx(groups, rel=ACCURACY["rel"], abs=1e-5 * max(groups))
+        assert widths[index].channels == pytest.approx(channels, rel=ACCURACY["rel"], abs=1e-5 * max(channels))
 
 
 @settings(max_examples=30)
@@ -102,6 +103,7 @@ def test_protected_layers_need_no_gradients(model, first, last):
 
 
 @pytest.mark.parametrize("metric", ["l1", "l2"])
+@settings(max_examples=25)
 @given(model=models_drawn())
 def test_magnitude_is_llm_pruners_without_data(metric, model):
     """One definition of a weight's magnitude."""
@@ -220,6 +222,7 @@ def test_flap_equals_one_run_of_the_unpruned_model(name, model, windows, batch_s
         assert means.down == pytest.approx(down.mean(0).tolist(), rel=1e-3, abs=1e-4)
 
 
+@settings(max_examples=50)
 @given(model=models_drawn(), windows=st.integers(1, 4))
 def test_wanda_sp_is_weight_times_input_norm(model, windows):
     """Summed over a group's inputs; not standardised, not compensated."""

@@ -18,7 +18,7 @@ from slimcore.bench.clocks import by_events, by_host
 from slimcore.bench.engines import engine_named
 from slimcore.bench.environment import energy
 from slimcore.bench.statistics import summarise
-from slimcore.errors import TextError, is_out_of_memory
+from slimcore.errors import TextError, is_out_of_memory, reason_of
 from slimcore.structure import decoder
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def unless_out_of_memory(work: Callable[[], T], device: str) -> tuple[T | None, 
     except Exception as error:  # whatever it is, only memory that ran out is a result
         if not is_out_of_memory(error):
             raise
-        words = str(error).strip().splitlines()[0]
+        words = reason_of(error)
         release(error)
     # Outside the except block: until it is left, the exception itself is alive.
     give_back(device)

@@ -191,6 +191,7 @@ def join(runs: Sequence[Run], into: Path) -> Run:
     lost = _missing_shards(runs)
     if lost:
         raise ResultsError(f"parts {_list(lost)} of --perf-shard are missing: measure them, and give them too")
+    _check_free(into)
     joined = Run(into)
     with new_folder(into) as folder:
         joined.folder = folder
@@ -199,6 +200,12 @@ def join(runs: Sequence[Run], into: Path) -> Run:
                 append(joined, record)
     joined.folder = into
     return joined
+
+
+def _check_free(folder: Path) -> None:
+    """Raise ResultsError where something is there already."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ResultsError(f"{folder} is there already: choose another place for the whole")
 
 
 def _missing_shards(runs: Sequence[Run]) -> set[str]:

@@ -15,6 +15,7 @@ from slimcore.bench import pareto
 from slimcore.bench.cell import DENSE, Cut, parse_method
 from slimcore.bench.markdown import tabulated
 from slimcore.bench.measure import Timing, peak_memory
+from slimcore.budget import Budget
 from slimcore.calibration import Tokens, calibration_tokens, heldout_tokens
 from slimcore.errors import CheckpointError, ResultsError, SameTextWarning
 from slimcore.files import write_text
@@ -217,7 +218,7 @@ def _panels(rows: Sequence[Record]) -> dict[str, list[pareto.Point]]:
 
 def _spec(method: str, ratio: float) -> str:
     """A method and its ratio as grids write them."""
-    return method if method == DENSE else f"{method}:{ratio:g}"
+    return method if method == DENSE else f"{method}:{Budget(ratio=ratio)}"
 
 
 def _cost(cost: Record | None) -> str:

@@ -5,7 +5,7 @@ Score of layer i = exp(mean next-token NLL over all calibration tokens) of the m
 The models without one layer are alike up to the gap, so all are computed in one walk through the layers: layer i is
 applied to the hidden states of every model whose gap lies below it, and its own input becomes one more state, that of
 the model without layer i. L layers cost L (L - 1) / 2 layer runs in place of L (L - 1), and each is visited once.
-Memory: L hidden states (N, T, H) of a batch.
+Memory: L hidden states (N, T, H) of a batch. What is not finite, and a perplexity beyond any float, is refused.
 """
 
 from __future__ import annotations
