@@ -58,7 +58,7 @@ def heal_(
     `batch_size`: windows computed at once. `arithmetic`: what layers are run in (None: the weights' dtype; on a CPU
     float32); sums are in float32, solutions in float64.
     Memory: beside the model, two streams of hidden states (N, T, H), what one matrix of I inputs reads (N, T, I), and
-    up to eleven times I^2 float32: five folds' sums and their total, and a solution. LLaMA-7B, I = 11,008: 5.3 GB.
+    what fits it, where it lies: (10 I + 12 H) I float32, five folds' sums being half of it. LLaMA-7B, I = 11,008: 7 GB.
     The model is untouched where an error is raised: PlanError where the plan is another model's, takes nothing away, or
     begins with a gap; TextError for too few tokens; UnsupportedModelError where a value is not finite.
     """
@@ -100,10 +100,8 @@ def heal_(
 class _Split:
     """Which windows are for what, by their numbers."""
 
-    folds: list[
-        list[int]
-    ]  # to fit on: leaving one out is leaving out a kind of text, or windows where there is one kind
-    held: dict[str, list[int]]  # of each kind, for the end
+    folds: list[list[int]]  # to fit on; one is a kind of text, or some of them, or a part of the only one
+    held: dict[str, list[int]]  # to judge on, of each kind
 
 
 def _split(tokens: Tokens) -> _Split:
