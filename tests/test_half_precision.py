@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 import slimcore
 from slimcore.errors import UnknownNameError, UnsupportedModelError
+from slimcore.kept import others, owned
 from slimcore.methods import METHODS
-from slimcore.plan import others, owned
 from slimcore.structure import DOWN, OUT, UP, VALUE, projection
 from tests.helpers import ids, masked_logits, skipped_logits, tiny, width_plans
 

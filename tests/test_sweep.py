@@ -1,7 +1,6 @@
 """A sweep, its figure, and the picture of perplexity against speed."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -14,6 +13,7 @@ from slimcore.bench import pareto, report
 from slimcore.bench.cell import Cell
 from slimcore.bench.subject import Subjects
 from slimcore.bench.sweep import _Work
+from slimcore.trial import Verdict
 from tests.helpers import tiny
 from tests.made_up import found, make_run
 
@@ -114,8 +114,7 @@ def test_the_report_draws_perplexity_against_speed(tmp_path):
 
 def test_a_healed_cell_is_healed_once(model, monkeypatch):
     """Plan and perplexity are recorded; where they are known already, only the shape is cut: that decides on speed."""
-    fallen = iter((2.0, 1.0))
-    monkeypatch.setattr(healing, "perplexity", lambda *_: SimpleNamespace(value=next(fallen)))
+    monkeypatch.setattr(healing, "judge", lambda *_: Verdict(1.0, {"a": 2.0}, {"a": 1.0}))
     healed = Cell(str(model), "depth-magnitude+heal:2L", 12, 2, 1, "eager", "fp32", "cpu")
     subjects = Subjects()
     record = subjects.get(healed).record
