@@ -291,7 +291,7 @@ def test_the_arithmetic_is_recorded_where_it_is_not_the_default():
     for asked, recorded in ((None, None), (torch.float32, None), (torch.bfloat16, "bfloat16")):
         scores = score(model, "wanda-sp", None, asked)
         assert scores.provenance.get("arithmetic") == recorded
-        assert slimcore.select(scores, ratio=0.3).provenance.get("arithmetic") == recorded
+        assert slimcore.select(scores, ratio=0.3).steps[0].scored.get("arithmetic") == recorded
 
 
 @pytest.mark.parametrize("asked", ["float16", torch.int8, torch.float64])

@@ -173,5 +173,5 @@ def test_a_data_set_without_its_package_its_hub_or_its_column_is_refused(monkeyp
         raise ConnectionError("no route to hub\nand a traceback of theirs")
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
-    with pytest.raises(TextError, match="datasets cannot load it: no route to hub$"):
+    with pytest.raises(TextError, match=r"datasets cannot load it: no route to hub$"):
         text.read("wikitext", "heldout")
