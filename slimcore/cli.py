@@ -11,6 +11,7 @@ import typer
 from slimcore import commands
 from slimcore.bench import commands as measuring
 from slimcore.errors import SlimcoreError, SlimcoreWarning, is_out_of_memory, reason_of
+from slimcore.inspection import inspect
 
 # rich_markup_mode=None: help without rich, in half the time.
 app = typer.Typer(
@@ -26,7 +27,7 @@ for command in (
     commands.prune,
     commands.score,
     commands.recover,
-    commands.inspect,
+    inspect,
     measuring.sweep,
     measuring.predict,
     measuring.compare,

@@ -16,7 +16,8 @@ ORDER = [
     "picture", "plan", "target", "widths", "selection", "modeling_slimcore", "structure", "digest", "registration",
     "cost", "progress", "layerwise", "moments", "gradients", "text", "calibration", "methods", "description",
     "surgery", "quiet", "config", "weights", "fitting", "tokenizer", "checkpoint", "quality", "leastsquares",
-    "refits", "trial", "healing", "hub", "models", "training", "recovery", "options", "commands", "bench", "cli",
+    "refits", "trial", "healing", "hub", "models", "training", "recovery", "options", "commands",
+    "inspection", "bench", "cli",
 ]  # fmt: skip
 BENCH_ORDER = [
     "statistics", "limit", "markdown", "gate", "cell", "forecast", "engines", "operators", "environment", "clocks",
