@@ -52,14 +52,15 @@ def _healed(healed: dict[str, Any]) -> list[str]:
     """Perplexity before and after: of one text, or of each by its name. The record may be any version's."""
     said = healed.get("perplexity")
     pairs = said.items() if isinstance(said, dict) else [(healed.get("text"), said)]
+    kept = healed.get("kept", True)
+    label = "healed" if kept else "not healed"
     lines = [
-        f"  healed      perplexity on {text} {_figure(pair[0])} -> {_figure(pair[1])}"
+        f"  {label:<10}  perplexity on {text} {_figure(pair[0])} -> {_figure(pair[1])}"
         for text, pair in pairs
         if isinstance(pair, list) and len(pair) == 2
     ]
-    kept = healed.get("kept", True)
     if lines and not kept:
-        lines.append("              no: some text would get worse; a gap is too wide, take less or other layers")
+        lines.append("              some text would get worse: a gap is too wide, take less or other layers")
     elif lines and kept < 1:
         lines.append(f"              with {kept:g} of each change, as with more some text would get worse")
     return lines
