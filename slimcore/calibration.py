@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -196,12 +197,16 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, document: text.Document) -> st
     return plain.removeprefix(str(tokenizer.bos_token)) if _adds_bos(tokenizer) else plain
 
 
-def _tokenised(tokenizer: PreTrainedTokenizerBase, documents: Sequence[text.Document]) -> list[Tensor]:
+def _tokenised(tokenizer: PreTrainedTokenizerBase, documents: Sequence[text.Document]) -> Sequence[Tensor]:
     """The ids of each document, with no special tokens but those of a chat template."""
-    plain = [_rendered(tokenizer, document) for document in documents]
+    return _encoded(tokenizer, len(tokenizer), tuple(_rendered(tokenizer, document) for document in documents))
+
+
+@lru_cache(maxsize=16)  # scoring and healing draw from the same few texts, which take a second to tokenise
+def _encoded(tokenizer: PreTrainedTokenizerBase, _size: int, documents: tuple[str, ...]) -> Sequence[Tensor]:
     # verbose=False: a whole document is longer than the model's context, and is meant to be.
-    encoded = tokenizer(plain, add_special_tokens=False, verbose=False)["input_ids"]
-    return [torch.tensor(ids, dtype=torch.long) for ids in encoded]
+    encoded = tokenizer(list(documents), add_special_tokens=False, verbose=False)["input_ids"]
+    return tuple(torch.tensor(ids, dtype=torch.long) for ids in encoded)
 
 
 def _tokens(
