@@ -68,7 +68,8 @@ def sweep(settings: Settings, folder: Path) -> Path:
 
     Warns where a held-out text is calibrated on too. Raises ResultsError where the folder holds another sweep.
     """
-    for source in settings.flattering():
+    flattering = settings.flattering()
+    for source in flattering:
         warnings.warn(flattered(source), SameTextWarning, stacklevel=2)
     cuts = [(method, parse_method(_spec(method, ratio)), ratio)
             for method in settings.methods for ratio in (settings.ratios if method != DENSE else (0.0,))]  # fmt: skip
@@ -84,12 +85,12 @@ def sweep(settings: Settings, folder: Path) -> Path:
     _write(path, settings, rows)
     pareto.draw(_panels(rows), "share of block parameters removed", folder / "quality.png")
     report = folder / "sweep.md"
-    write_text(report, described(settings, rows) + "\n\n![Perplexity against size](quality.png)\n")
+    write_text(report, described(settings, rows, flattering) + "\n\n![Perplexity against size](quality.png)\n")
     return report
 
 
-def described(settings: Settings, rows: Sequence[Record]) -> str:
-    """The sweep as a Markdown table, and under what conditions it was made."""
+def described(settings: Settings, rows: Sequence[Record], flattering: Sequence[str]) -> str:
+    """The sweep as a Markdown table, and under what conditions it was made; `flattering` as `Settings.flattering`."""
     table = [
         {
             "method": row["method"],
@@ -109,7 +110,7 @@ def described(settings: Settings, rows: Sequence[Record]) -> str:
         f" Scored on {windows}, healed on {settings.heal_samples} of 128, of {texts}; seconds, and the process's peak"
         " memory, the model's own included."
     )
-    warned = "".join(f"\n\n**Warning**: {flattered(Path(source).name)}." for source in settings.flattering())
+    warned = "".join(f"\n\n**Warning**: {flattered(Path(source).name)}." for source in flattering)
     return f"{tabulated(table)}\n\n{note}{warned}"
 
 
