@@ -1,3 +1,3 @@
 """Registers the measuring plugin for both suites."""
 
-pytest_plugins = ["slimcore.bench.plugin", "pytester"]
+pytest_plugins = ["slimcore.bench.suite.plugin", "pytester"]

@@ -69,7 +69,7 @@ elif ORDER == "first":
 
     tell(models=[f for f in FAMILIES if f"transformers.models.{f}.modeling_{f}" in sys.modules])
 else:
-    import slimcore.bench.plugin
+    import slimcore.bench.suite.plugin
     import slimcore.cli
 
     heavy = [name for name in ("torch", "transformers") if name in sys.modules]

@@ -2,9 +2,9 @@
 
 import math
 
-from slimcore.bench import results
-from slimcore.bench.conclusion import find
-from slimcore.bench.judging import judge_of
+from slimcore.bench.judge.judging import judge_of
+from slimcore.bench.records import results
+from slimcore.bench.report.conclusion import find
 
 SOFTWARE = {"torch": "2.13.0", "commit": "abc"}
 

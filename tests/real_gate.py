@@ -36,9 +36,9 @@ def measure(options):
     """All runs, and what came of them."""
     from dataclasses import replace
 
-    from slimcore.bench.cell import grid_named, load_grids
-    from slimcore.bench.measure import Protocol
-    from slimcore.bench.session import Options, Places, Session
+    from slimcore.bench.grid.cells import grid_named, load_grids
+    from slimcore.bench.measure.timing import Protocol
+    from slimcore.bench.suite.session import Options, Places, Session
 
     grid = grid_named(load_grids(ROOT / "perf" / "grids.toml"), options.grid)
     axes = {"models": options.models, "methods": options.methods, "outputs": options.outputs}

@@ -13,8 +13,8 @@ from functools import cached_property
 import numpy as np
 from scipy import stats
 
-from slimcore.bench import gate
-from slimcore.bench.gate import Nights
+from slimcore.bench.judge import gate
+from slimcore.bench.judge.gate import Nights
 from slimcore.bench.statistics import pooled
 
 CELLS, SAMPLES, NIGHTS = 500, 10, 30

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 import slimcore
-from slimcore.bench import engines, measure
-from slimcore.bench.canary import Canary, at_hand
-from slimcore.bench.cell import Cell
-from slimcore.bench.environment import conditions, energy, has_cuda, machine_key, software
-from slimcore.bench.limit import least_bytes
-from slimcore.bench.remote import HERE
+from slimcore.bench.grid.cells import Cell
+from slimcore.bench.grid.limit import least_bytes
+from slimcore.bench.measure import engines
+from slimcore.bench.measure import timing as measure
+from slimcore.bench.measure.canary import Canary, at_hand
+from slimcore.bench.measure.environment import conditions, energy, has_cuda, machine_key, software
+from slimcore.bench.suite.remote import HERE
 from slimcore.cost import footprint
 from slimcore.methods import METHODS
 from slimcore.models import load

@@ -25,7 +25,7 @@ def suite(tmp_path):
     copied(tmp_path)
     gate = tmp_path / "slimcore" / "bench" / "gate.py"
     gate.write_text(gate.read_text().replace("PROCESSES = 4", "PROCESSES = 2"))  # so large a slowdown needs no more
-    (tmp_path / "conftest.py").write_text('pytest_plugins = ["slimcore.bench.plugin"]')
+    (tmp_path / "conftest.py").write_text('pytest_plugins = ["slimcore.bench.suite.plugin"]')
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    cpu: x\n    gpu: x")
     (tmp_path / "perf").mkdir()
     (tmp_path / "perf" / "grids.toml").write_text(GRIDS)

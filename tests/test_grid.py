@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from slimcore.bench.cell import grid_named, load_grids, parse_method
+from slimcore.bench.grid.cells import grid_named, load_grids, parse_method
 from slimcore.errors import BudgetError, ResultsError, UnknownNameError
 
 GRIDS = Path(__file__).parent.parent / "perf" / "grids.toml"

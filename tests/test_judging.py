@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slimcore.bench.gate import Beside, Nights, canary_levels, judge
+from slimcore.bench.judge.gate import Beside, Nights, canary_levels, judge
 from slimcore.bench.statistics import summarise
 from tests import simulation
 

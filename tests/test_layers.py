@@ -68,10 +68,10 @@ def test_imports_point_down(path):
     ("module", "absent"),
     [
         ("slimcore.cli", {"torch", "transformers", "rich"}),
-        ("slimcore.bench.plugin", {"torch", "transformers", "pandas", "matplotlib"}),
-        ("slimcore.bench.cell", {"torch", "transformers"}),
+        ("slimcore.bench.suite.plugin", {"torch", "transformers", "pandas", "matplotlib"}),
+        ("slimcore.bench.grid.cells", {"torch", "transformers"}),
         ("slimcore.bench, slimcore.selection", {"torch", "transformers"}),
-        ("slimcore.bench.gate", {"torch", "pytest"}),
+        ("slimcore.bench.judge.gate", {"torch", "pytest"}),
         ("slimcore.bench.statistics", {"torch", "pytest"}),
     ],
 )

@@ -8,10 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slimcore.bench import forecast, limit, story
-from slimcore.bench.cell import Cell, load_grids
-from slimcore.bench.limit import Device, gpu_named
-from slimcore.bench.measure import Protocol
+from slimcore.bench.grid import forecast, limit
+from slimcore.bench.grid.cells import Cell, load_grids
+from slimcore.bench.grid.limit import Device, gpu_named
+from slimcore.bench.measure.timing import Protocol
+from slimcore.bench.report import story
 from slimcore.cost import footprint
 from slimcore.errors import UnknownNameError
 from tests.helpers import VOCABULARY, ids, models_drawn, tiny

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import slimcore
-from slimcore.bench import engines, measure
-from slimcore.bench.cell import Cell
-from slimcore.bench.clocks import by_host
-from slimcore.bench.environment import software
-from slimcore.bench.measure import Protocol, prompt
+from slimcore.bench.grid.cells import Cell
+from slimcore.bench.measure import engines
+from slimcore.bench.measure import timing as measure
+from slimcore.bench.measure.clocks import by_host
+from slimcore.bench.measure.environment import software
+from slimcore.bench.measure.timing import Protocol, prompt
 from slimcore.errors import is_out_of_memory
 from tests.helpers import VOCABULARY, tiny
 

@@ -6,8 +6,10 @@ import re
 import pytest
 from matplotlib.image import imread
 
-from slimcore.bench import figures, report, results
-from slimcore.bench.conclusion import Update, accept
+from slimcore.bench.records import results
+from slimcore.bench.report import figures
+from slimcore.bench.report import writing as report
+from slimcore.bench.report.conclusion import Update, accept
 from slimcore.errors import ResultsError
 from tests.made_up import found, make_run
 
@@ -136,9 +138,9 @@ def test_results_of_another_schema_or_torn_in_the_middle_are_refused(tmp_path):
 
 def test_a_run_of_another_machine_is_not_gone_on_with(tmp_path):
     """Times of two machines never share a run."""
-    from slimcore.bench.cell import Grid
-    from slimcore.bench.measure import Protocol
-    from slimcore.bench.session import Options, Places, Session
+    from slimcore.bench.grid.cells import Grid
+    from slimcore.bench.measure.timing import Protocol
+    from slimcore.bench.suite.session import Options, Places, Session
 
     make_run(tmp_path / "reports" / "gpu-1", (1,))
     grid = Grid("gpu", "cpu", "fp32", ("eager",), (1,), (1,), (1,), {"tiny": ("dense",)})

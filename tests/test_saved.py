@@ -6,9 +6,11 @@ import random
 
 import pytest
 
-from slimcore.bench import checks, report, results
-from slimcore.bench.conclusion import Update, accept
-from slimcore.bench.history import changes
+from slimcore.bench.judge import checks
+from slimcore.bench.judge.history import changes
+from slimcore.bench.records import results
+from slimcore.bench.report import writing as report
+from slimcore.bench.report.conclusion import Update, accept
 from tests.made_up import found, make_run
 
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 import slimcore
-from slimcore.bench import engines
-from slimcore.bench.cell import Cell, Grid
-from slimcore.bench.conclusion import Update, conclude, find
-from slimcore.bench.measure import Protocol
-from slimcore.bench.remote import HERE, Remote
-from slimcore.bench.session import Options, Places, Session
-from slimcore.bench.subject import Subjects
+from slimcore.bench.grid.cells import Cell, Grid
+from slimcore.bench.measure import engines
+from slimcore.bench.measure.subject import Subjects
+from slimcore.bench.measure.timing import Protocol
+from slimcore.bench.report.conclusion import Update, conclude, find
+from slimcore.bench.suite.remote import HERE, Remote
+from slimcore.bench.suite.session import Options, Places, Session
 from slimcore.errors import ResultsError
 from tests.helpers import ids, on_a_terminal, tiny
 
@@ -64,7 +64,7 @@ def _imported(tmp_path_factory, tokenizer):
 @pytest.fixture
 def suite(pytester):
     """A checkout with the suite's own test and a tiny grid; run it with options."""
-    pytester.makeconftest('pytest_plugins = ["slimcore.bench.plugin"]')
+    pytester.makeconftest('pytest_plugins = ["slimcore.bench.suite.plugin"]')
     pytester.makeini("[pytest]\nmarkers =\n    cpu: x\n    gpu: x\naddopts = --strict-markers")
     perf = pytester.mkdir("perf")
     (perf / "grids.toml").write_text(GRIDS)
@@ -178,7 +178,7 @@ def test_a_model_that_does_not_fit_is_out_of_memory(suite, pytester, monkeypatch
     def refuse(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("slimcore.bench.subject.load", refuse)
+    monkeypatch.setattr("slimcore.bench.measure.subject.load", refuse)
     suite().assert_outcomes(passed=4, deselected=3)
     assert [c["status"] for c in lines(pytester, "cell")] == ["oom"] * 4
     assert "the model itself does not fit" in lines(pytester, "cell")[0]["detail"]
@@ -187,13 +187,13 @@ def test_a_model_that_does_not_fit_is_out_of_memory(suite, pytester, monkeypatch
 def test_where_memory_is_not_given_back_the_next_cells_run_in_fresh_processes(suite, pytester, monkeypatch):
     """What leaked is told; the cells after it are measured all the same."""
     leaked = iter([0, 0, 10**9])
-    monkeypatch.setattr("slimcore.bench.measure.allocated", lambda device: next(leaked, 10**9))
-    monkeypatch.setattr("slimcore.bench.alone.allocated", lambda device: 10**9)
+    monkeypatch.setattr("slimcore.bench.measure.timing.allocated", lambda device: next(leaked, 10**9))
+    monkeypatch.setattr("slimcore.bench.suite.alone.allocated", lambda device: 10**9)
 
     def refuse(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("slimcore.bench.measure._measure", refuse)
+    monkeypatch.setattr("slimcore.bench.measure.timing._measure", refuse)
     suite("--perf-batches", "1", "--perf-inputs", "3,4").assert_outcomes(passed=4, deselected=2)
     first, *rest = lines(pytester, "cell")
     assert first["status"] == "oom"

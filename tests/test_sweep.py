@@ -9,9 +9,10 @@ from matplotlib.image import imread
 
 import slimcore
 from slimcore import healing
-from slimcore.bench import pareto, report
-from slimcore.bench.cell import Cell
-from slimcore.bench.subject import Subjects
+from slimcore.bench.grid.cells import Cell
+from slimcore.bench.measure.subject import Subjects
+from slimcore.bench.report import pareto
+from slimcore.bench.report import writing as report
 from slimcore.bench.sweep import _Work
 from slimcore.trial import Verdict
 from tests.helpers import tiny
@@ -123,7 +124,7 @@ def test_a_healed_cell_is_healed_once(model, monkeypatch):
     unhealed = Subjects().get(Cell(str(model), "depth-magnitude:2L", 12, 2, 1, "eager", "fp32", "cpu")).record
     assert unhealed["footprint"] == record["footprint"]
     assert unhealed["perplexity"]["value"] != record["perplexity"]["value"]
-    monkeypatch.setattr("slimcore.bench.subject.heal_", None)
+    monkeypatch.setattr("slimcore.bench.measure.subject.heal_", None)
     again = Subjects({(str(model), healed.method): record}).get(healed).record
     assert again | {"seconds": 0} == record | {"seconds": 0}
 

@@ -24,9 +24,9 @@ from slimcore.options import (
 from slimcore.plan import HEALING_WINDOWS
 
 if TYPE_CHECKING:
-    from slimcore.bench.conclusion import Conclusion, Update
-    from slimcore.bench.report import Findings
-    from slimcore.bench.results import Run
+    from slimcore.bench.records.results import Run
+    from slimcore.bench.report.conclusion import Conclusion, Update
+    from slimcore.bench.report.writing import Findings
 
 RunFolders = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, as reports/gpu-20260101.")]
 Baselines = Annotated[Path, typer.Option(help="Where baselines lie.")]
@@ -37,10 +37,10 @@ def compare(
     new: Annotated[Path, typer.Argument(metavar="NEW", help="A run's folder, or a night's file.")],
 ) -> None:
     """Judge one saved measurement against another: exit 0 the same or better, 1 worse, 2 not to be compared."""
-    from slimcore.bench.conclusion import find
-    from slimcore.bench.report import standing
-    from slimcore.bench.saved import compared
-    from slimcore.bench.tables import comparison
+    from slimcore.bench.judge.saved import compared
+    from slimcore.bench.report.conclusion import find
+    from slimcore.bench.report.tables import comparison
+    from slimcore.bench.report.writing import standing
 
     found = find(*compared(old, new))
     table = comparison(found.cells, found.verdicts, found.baseline)
@@ -54,7 +54,7 @@ def merge(
     baselines: Baselines = Path("baselines"),
 ) -> None:
     """Join the parts of a grid (--perf-shard) and gate the whole: exit 1 where it fails."""
-    from slimcore.bench import results
+    from slimcore.bench.records import results
 
     joined = results.join([results.read(run) for run in runs], out)
     _conclude(joined, baselines)
@@ -62,7 +62,7 @@ def merge(
 
 def report(runs: RunFolders, baselines: Baselines = Path("baselines")) -> None:
     """Write the report of each run anew, against what is accepted now; exit 1 where one fails."""
-    from slimcore.bench import results
+    from slimcore.bench.records import results
 
     read = [results.read(run) for run in runs]
     failed = False
@@ -84,8 +84,8 @@ def accept(
     baselines: Baselines = Path("baselines"),
 ) -> None:
     """Accept a saved run as a night of its machine, as --perf-update does."""
-    from slimcore.bench import results
-    from slimcore.bench.conclusion import Update
+    from slimcore.bench.records import results
+    from slimcore.bench.report.conclusion import Update
 
     allowed = [word.strip() for word in allow.split(",") if word.strip()]
     conclusion = _concluded(results.read(run), baselines, Update(reason, replace, allowed, pin))[1]
@@ -102,9 +102,9 @@ def history(
     out: Annotated[Path | None, typer.Option(help="Folder for the figure; default: none is drawn.")] = None,
 ) -> None:
     """Print how cells went over the accepted nights, where they changed, and draw it."""
-    from slimcore.bench.history import draw, histories, table
+    from slimcore.bench.judge.history import draw, histories, table
+    from slimcore.bench.judge.saved import accepted
     from slimcore.bench.markdown import tabulated
-    from slimcore.bench.saved import accepted
 
     folders = sorted({path.parent for path in baselines.glob(f"{machine or '*'}/{grid or '*'}/*.json")})
     if len(folders) != 1:
@@ -128,10 +128,11 @@ def predict(
     out: Annotated[Path | None, typer.Option(help="Folder for the figure; default: none is drawn.")] = None,
 ) -> None:
     """Print, and draw, the limits of a grid on a GPU and what cannot fit there: neither GPU nor weights are needed."""
-    from slimcore.bench import figures, forecast
-    from slimcore.bench.cell import grid_named, load_grids
-    from slimcore.bench.limit import gpu_named
-    from slimcore.bench.measure import Protocol
+    from slimcore.bench.grid import forecast
+    from slimcore.bench.grid.cells import grid_named, load_grids
+    from slimcore.bench.grid.limit import gpu_named
+    from slimcore.bench.measure.timing import Protocol
+    from slimcore.bench.report import figures
 
     device = gpu_named(gpu)
     chosen = grid_named(load_grids(grids), grid)
@@ -196,8 +197,8 @@ def _conclude(run: Run, baselines: Path) -> None:
 
 
 def _concluded(run: Run, baselines: Path, update: Update | None = None) -> tuple[Findings, Conclusion]:
-    from slimcore.bench.conclusion import conclude, find
-    from slimcore.bench.judging import judge_of
+    from slimcore.bench.judge.judging import judge_of
+    from slimcore.bench.report.conclusion import conclude, find
 
     if not run.starts:
         raise ResultsError(f"{run.folder} has no start: nothing was measured there")

@@ -11,10 +11,10 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from slimcore import text
-from slimcore.bench import pareto
-from slimcore.bench.cell import DENSE, Cut, parse_method
+from slimcore.bench.grid.cells import DENSE, Cut, parse_method
 from slimcore.bench.markdown import tabulated
-from slimcore.bench.measure import Timing, peak_memory
+from slimcore.bench.measure.timing import Timing, peak_memory
+from slimcore.bench.report import pareto
 from slimcore.budget import Budget
 from slimcore.calibration import Tokens, calibration_tokens, heldout_tokens
 from slimcore.errors import CheckpointError, ResultsError, SameTextWarning

@@ -1,0 +1,1 @@
+"""What a worker process does: build a subject, generate, time it."""

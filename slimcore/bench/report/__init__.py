@@ -1,0 +1,1 @@
+"""Verdicts -> Markdown and pictures."""

@@ -1,0 +1,1 @@
+"""pytest's part: options, hooks, and the processes that measure."""
