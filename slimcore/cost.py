@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from slimcore.structure import KEY, decoder, layer_shapes, projection, projection_weights
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -35,6 +33,8 @@ class Footprint:
 
 def footprint(model: PreTrainedModel) -> Footprint:
     """Count `model`, on any device, meta included."""
+    from slimcore.structure import KEY, decoder, layer_shapes, projection, projection_weights
+
     view = decoder(model)
     shapes = layer_shapes(view)
     projections = [weight for layer in view.layers for weight in projection_weights(layer).values()]

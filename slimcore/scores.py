@@ -63,7 +63,7 @@ class Widths(Strict):
 
 
 @dataclass(frozen=True)
-class Means:
+class Means(Strict):
     """Mean inputs of a layer's two output projections over the calibration tokens, to make up for those that go."""
 
     o: tuple[float, ...]  # one an input of o_proj
@@ -71,7 +71,7 @@ class Means:
 
 
 @dataclass(frozen=True)
-class Scores:
+class Scores(Strict):
     """Importance of the structures of one model, low = cut first: of its layers, or of what is inside them."""
 
     method: str

@@ -24,22 +24,22 @@ class Strict:
     __pydantic_config__: ClassVar[dict[str, Any]] = {"strict": True, "allow_inf_nan": False, "extra": "forbid"}
 
 
-def validated(kind: type[T], data: object, where: str) -> T:
+def validated(kind: type[T], data: object, where: str, refusal: type[SlimcoreError] = PlanError) -> T:
     """A `kind`, a Strict dataclass, from JSON types; `where` names its place in errors.
 
-    Raises PlanError in one line: the field, what was expected, the value.
+    Raises `refusal` in one line: the field, what was expected, the value.
     """
     try:
         from pydantic import ValidationError  # here: it takes longer than all of the core that needs no torch
     except ImportError:
-        raise PlanError(f"{where}: to read it takes pydantic: pip install 'pydantic>=2.10'") from None
+        raise refusal(f"{where}: to read it takes pydantic: pip install 'pydantic>=2.10'") from None
 
     try:
         read: T = _adapter(cast(Hashable, kind)).validate_json(json.dumps(data))
     except ValidationError as error:
-        raise PlanError(one_line(f"{where}: {_described(error)}")) from None
+        raise refusal(one_line(f"{where}: {_described(error)}")) from None
     except (SlimcoreError, TypeError, ValueError, RecursionError) as error:
-        raise PlanError(one_line(f"{where}: {error}")) from None
+        raise refusal(one_line(f"{where}: {error}")) from None
     return read
 
 

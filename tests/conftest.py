@@ -7,7 +7,10 @@ import pytest
 from hypothesis import settings
 
 from slimcore.cli import main
+from tests import doubles
 from tests.helpers import byte_tokenizer
+
+collect_ignore = ["example_project"]  # run by test_example_project.py
 
 # No deadline: machines are shared. In CI the examples are the same each time, so that a red run repeats.
 settings.register_profile("slimcore", deadline=None, print_blob=True, derandomize=bool(os.environ.get("CI")))
@@ -24,6 +27,12 @@ def pytest_collection_modifyitems(items):
 def tokenizer():
     """One token a byte, 256 of them, as the tiny models have rows."""
     return byte_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def forked():
+    """Starts workers of the performance suite as forks of a process that has imported torch."""
+    return doubles.Forked()
 
 
 @pytest.fixture

@@ -12,9 +12,10 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
-from tests.slow_engine import ROOT, copied
+from tests.doubles import ROOT, copied
 
 HERE = "REAL_GATE_COPY"  # set in the process that measures: it runs the copy
 
@@ -23,10 +24,12 @@ def main():
     """Measure, or start the process that does."""
     options = _options()
     if options.slow and HERE not in os.environ:
+        share = float(options.slow.partition(":")[2])
         with tempfile.TemporaryDirectory() as folder:
             copy = copied(Path(folder))
             paths = os.pathsep.join([str(copy), str(ROOT)])
-            environment = os.environ | {"PYTHONPATH": paths, HERE: folder}
+            slows = f"really_slower({options.layers}, {share})"  # in workers of the copy; the checkout's do not read it
+            environment = os.environ | {"PYTHONPATH": paths, HERE: folder, "DOUBLES": slows}
             command = [sys.executable, "-P", "-m", "tests.real_gate", *sys.argv[1:]]
             sys.exit(subprocess.run(command, env=environment, check=False).returncode)
     measure(options)
@@ -34,22 +37,21 @@ def main():
 
 def measure(options):
     """All runs, and what came of them."""
-    from dataclasses import replace
-
-    from slimcore.bench.grid.cells import grid_named, load_grids
-    from slimcore.bench.measure.timing import Protocol
-    from slimcore.bench.suite.session import Options, Places, Session
+    from slimcore.bench.grid.grids import grid_named, load_grids
+    from slimcore.bench.measure.protocol import Protocol
+    from slimcore.bench.suite.lanes import Machine
+    from slimcore.bench.suite.opening import Places
+    from slimcore.bench.suite.session import Options, Session
 
     grid = grid_named(load_grids(ROOT / "perf" / "grids.toml"), options.grid)
     axes = {"models": options.models, "methods": options.methods, "outputs": options.outputs}
     grid = replace(grid.narrow(**axes, batches=options.batches), rounds=options.runs)
     slow, _, share = (options.slow or "").partition(":")
-    os.environ["SLOW_LAYERS"] = f"{options.layers}:{share or 0}"  # the checkout does not read it
     reports = Path(options.reports)
     mode = {"against": str(ROOT)} if slow else {"aa": options.runs}
     resume = "latest" if list(reports.glob(f"{grid.name}-*/*.jsonl")) else None
     places, protocol = Places(ROOT, reports, reports), Protocol(seconds=options.seconds)
-    session = Session(grid, grid.cells(), places, protocol, Options(resume=resume, **mode))
+    session = Session(grid, grid.cells(), places, protocol, Machine(grid.device), Options(resume=resume, **mode))
     counts = {True: Counter(), False: Counter()}
     for cell in grid.cells():
         verdict = session.measure(cell)

@@ -7,16 +7,21 @@ Machines wander from night to night as an AR(1) too. 30 nights are accepted befo
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from scipy import stats
 
-from slimcore.bench.judge import gate
-from slimcore.bench.judge.gate import Nights
+from slimcore.bench.grid.cells import Cell
+from slimcore.bench.judge.gate import judge
+from slimcore.bench.judge.levels import corrected
+from slimcore.bench.judge.references import Nights
+from slimcore.bench.judge.rules import PROCESSES, RULES
+from slimcore.bench.records.records import Measurement, Times
 from slimcore.bench.statistics import pooled
 
+CELL = Cell("llama-7b", "dense", 12, 128, 1, "eager", "fp16", "cuda")
 CELLS, SAMPLES, NIGHTS = 500, 10, 30
 AUTOCORRELATION = 0.5
 SPIKES, SPIKE = 0.02, 0.3  # how many samples take longer, and by how much at most
@@ -60,9 +65,7 @@ class Machine:
     def references(self):
         """The gate's references, a cell."""
         records = [[record(t[i], c[i]) for t, c in self.accepted] for i in range(CELLS)]
-        scatter = pooled(
-            [[gate.corrected(night).centre for night in nights] for nights in records], gate.RULES["cuda"].night
-        )
+        scatter = pooled([[corrected(night).centre for night in nights] for nights in records], RULES["cuda"].night)
         return [Nights("ok", nights, scatter) for nights in records]
 
     @cached_property
@@ -75,19 +78,19 @@ class Machine:
         times, canary = night
         verdicts = []
         for i, reference in enumerate(self.references):
-            cell = {"id": str(i), "device": "cuda", "status": "ok"} | record(times[i], canary[i])
-            judgement = gate.judge(cell, reference)
+            cell = Measurement(CELL, "ok", times=record(times[i], canary[i]))
+            judgement = judge(cell, reference)
             if judgement.suspect:
                 effect = math.expm1(self.effect)
-                again = [self.night(effect, 1, same_night=True) for _ in range(gate.PROCESSES)]
-                judgement = gate.judge(cell | {"fresh": [record(t[0], c[0]) for t, c in again]}, reference)
+                again = [self.night(effect, 1, same_night=True) for _ in range(PROCESSES)]
+                judgement = judge(replace(cell, fresh=tuple(record(t[0], c[0]) for t, c in again)), reference)
             verdicts.append(judgement.verdict)
         return verdicts
 
 
 def record(times, canary):
     """A measurement as results hold it."""
-    return {"latency_s": times.tolist(), "canary": (math.log(canary), 0.0)}
+    return Times(tuple(times.tolist()), (math.log(canary), 0.0))
 
 
 def run(noise, effect, nights, *, machines=4, seed=0):

@@ -9,11 +9,16 @@ import torch
 import slimcore
 from slimcore.bench.grid.cells import Cell
 from slimcore.bench.grid.limit import least_bytes
-from slimcore.bench.measure import engines
-from slimcore.bench.measure import timing as measure
+from slimcore.bench.measure import memory
 from slimcore.bench.measure.canary import Canary, at_hand
-from slimcore.bench.measure.environment import conditions, energy, has_cuda, machine_key, software
-from slimcore.bench.suite.remote import HERE
+from slimcore.bench.measure.clocks import by_host
+from slimcore.bench.measure.engines.compiled import Compiled
+from slimcore.bench.measure.engines.eager import Eager, generated
+from slimcore.bench.measure.generation import Generation, prompt
+from slimcore.bench.measure.machine import has_cuda, machine_key
+from slimcore.bench.measure.nvml import conditions, energy
+from slimcore.bench.measure.software import software
+from slimcore.bench.suite.workers import HERE
 from slimcore.cost import footprint
 from slimcore.methods import METHODS
 from slimcore.models import load
@@ -65,52 +70,61 @@ def test_healing_is_that_of_a_cpu():
 
 @pytest.mark.filterwarnings("ignore")  # torch's compiler has its own, of itself
 def test_engines_generate_the_same_tokens():
-    """Compiled against eager, at two shapes, and after a cut of the same model object."""
+    """Compiled against eager, at two shapes, for another prompt, and after a cut of the same model object."""
     model = tiny(layers=4).to("cuda")
-    with measure.quiet():
-        for shape, new in (((1, 12), 8), ((4, 5), 8)):
-            tokens = measure.prompt(VOCABULARY, set(), shape, 0).to("cuda")
-            assert torch.equal(engines.compiled(model, tokens, new), engines.eager(model, tokens, new))
+    for shape, new in (((1, 12), 8), ((4, 5), 8)):
+        engine = Compiled(model)
+        for seed in range(3):  # the graph is recorded in one of the first two runs, and replayed from then on
+            tokens, marks = prompt(VOCABULARY, set(), shape, seed).to("cuda"), []
+            given = engine.generate(tokens, new, sample=False, mark=lambda: marks.append(1))  # noqa: B023
+            assert torch.equal(given, generated(model, tokens, new))
+            assert len(marks) == new
+        engine.close()
         slimcore.prune_(model, slimcore.select(slimcore.unscored(model, method="magnitude"), ratio=0.4, protect=(0, 0)))
-        assert torch.equal(engines.compiled(model, tokens, new), engines.eager(model, tokens, new))
 
 
 def test_memory_that_ran_out_comes_back():
     """The allocator's own figure; and the next cell runs in the same process."""
     model, _ = load("llama-7b-mini", device="cuda")
-    before = measure.allocated("cuda")
+    before = memory.allocated("cuda")
     free = torch.cuda.mem_get_info()[0]
     rows = free // (4 * 512 * 688)  # the MLP's hidden states alone are twice what is free
     huge = Cell("llama-7b-mini", "dense", 1024, 4, rows, "eager", "fp32", "cuda")
-    timing = measure.measure(model, huge, measure.PAPER)
-    assert timing.status == "oom"
-    assert "out of memory" in timing.detail
-    assert timing.kept_bytes == 0
+    with pytest.raises(memory.OutOfMemory, match="out of memory") as caught:
+        memory.unless_out_of_memory(lambda: Generation(model, Eager(model), huge, (), sample=True).run(), "cuda")
+    assert caught.value.kept == 0
     gc.collect()
-    assert measure.allocated("cuda") - before < measure.SLACK
+    assert memory.allocated("cuda") - before < memory.SLACK
     assert torch.cuda.mem_get_info()[0] > 0.9 * free
-    assert measure.measure(model, CELL, measure.Protocol(seconds=0.0)).status == "ok"
+    assert len(Generation(model, Eager(model), CELL, ()).run().seconds) == 4
 
 
 def test_peak_is_at_least_what_was_counted():
-    """Weights and the cache, to which only activations and workspaces come."""
+    """Weights and the cache, to which only activations and workspaces come; fewer tokens have a lower one."""
     model, _ = load("llama-7b-mini", dtype="fp16", device="cuda")
     cell = Cell("llama-7b-mini", "dense", 82, 32, 64, "eager", "fp16", "cuda")
-    timing = measure.measure(model, cell, measure.Protocol(seconds=0.0), Canary("cuda"))
-    least = least_bytes(footprint(model).as_dict(), (64, 82, 32))
-    assert least <= timing.peak_bytes < 4 * least
-    assert all(len(reading) == 3 for reading in timing.canary_s)
+    generation = Generation(model, Eager(model), cell, (8, 32))
+    generation.run()
+    least = least_bytes(footprint(model), (64, 82, 32))
+    assert least <= generation.peaks[32] < 4 * least
+    assert generation.peaks[8] <= generation.peaks[32]
+    assert len(Canary("cuda").read()) == 3
 
 
-def test_events_and_the_hosts_clock_agree():
-    """Two clocks on one generate, which takes tens of milliseconds."""
+@pytest.mark.parametrize("on_host", [False, True])
+def test_events_and_the_hosts_clock_agree(on_host):
+    """Two clocks on one generate, which takes tens of milliseconds; the times of its tokens increase on both."""
     model, _ = load("llama-7b-mini", dtype="fp16", device="cuda")
     cell = Cell("llama-7b-mini", "dense", 12, 16, 1, "eager", "fp16", "cuda")
-    with measure.quiet():
-        for _ in range(2):
-            host = measure.Generation(model, cell, measure.Protocol()).whole()
-        events = measure.Generation(model, cell, measure.Protocol(events=True)).whole()
-    assert events == pytest.approx(host, rel=0.5)
+    engine = Eager(model)
+    engine.on_host = on_host
+    generation, ran = Generation(model, engine, cell, ()), []
+    for _ in range(3):
+        host = by_host(lambda: ran.append(generation.run()), generation.gpus)
+    told = ran[-1].seconds
+    assert told[-1] == pytest.approx(host, rel=0.5)
+    assert told == tuple(sorted(set(told)))
+    assert len(told) == 16
 
 
 def test_the_device_says_what_it_is():

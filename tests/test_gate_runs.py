@@ -2,49 +2,46 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from xml.etree import ElementTree as ET
 
-import psutil
 import pytest
 
-from tests.slow_engine import ROOT, copied
-from tests.test_suite import DENSE, GRIDS, OURS
-
-ACCEPT = ("--perf-update", "--perf-reason=first", "--perf-allow=dirty,inconclusive")
-SLOW = {"SLOW_LAYERS": "6:0.5"}
+from slimcore.bench.grid.cells import Cell
+from slimcore.bench.suite import executor
+from tests import doubles
+from tests.doubles import ROOT, copied
+from tests.test_suite import DENSE, GRIDS, OURS, UPDATE, _imported, install, suite  # noqa: F401 - fixtures
 
 
 @pytest.fixture
-def suite(tmp_path):
+def real(tmp_path):
     """A checkout whose engine is the double; starts the suite there in a process of its own."""
     copied(tmp_path)
-    gate = tmp_path / "slimcore" / "bench" / "gate.py"
-    gate.write_text(gate.read_text().replace("PROCESSES = 4", "PROCESSES = 2"))  # so large a slowdown needs no more
+    rules = tmp_path / "slimcore" / "bench" / "judge" / "rules.py"
+    rules.write_text(rules.read_text().replace("PROCESSES = 4", "PROCESSES = 2"))  # so large a slowdown needs no more
     (tmp_path / "conftest.py").write_text('pytest_plugins = ["slimcore.bench.suite.plugin"]')
-    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    cpu: x\n    gpu: x")
+    (tmp_path / "pytest.ini").write_text("[pytest]")
     (tmp_path / "perf").mkdir()
     (tmp_path / "perf" / "grids.toml").write_text(GRIDS)
     (tmp_path / "perf" / "test_generation.py").write_text((ROOT / "perf" / "test_generation.py").read_text())
 
-    def start(*options, **environment):
-        inherited = os.environ | {"PYTHONPATH": str(tmp_path), "FIXED_SECONDS": "0.05"}
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", "pytest", "perf", "-rf", "--perf-seconds=0", *options],
-            cwd=tmp_path, env=inherited | environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+    def run(*options, doubles):
+        environment = os.environ | {"PYTHONPATH": str(tmp_path), "DOUBLES": doubles}
+        command = [sys.executable, "-P", "-m", "pytest", "perf", "-rf", "--perf-seconds=0", *options]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, check=False)
+        return done.returncode, done.stdout + done.stderr
 
-    return start
+    return run
 
 
-def measured(tmp_path, run="*"):
+def measured(tmp_path):
     """How often each cell was measured, over all files of a run; a suspect that was measured again counts twice."""
-    lines = [line for p in tmp_path.glob(f"reports/{run}/results*.jsonl") for line in p.read_text().splitlines()]
-    return Counter(r["id"] for r in map(json.loads, lines) if r["kind"] == "cell")
+    lines = [line for p in tmp_path.glob("reports/*/results*.jsonl") for line in p.read_text().splitlines()]
+    cells = [r for r in map(json.loads, lines) if r["kind"] == "cell" and r["status"] != "error"]
+    return Counter(Cell(**r["cell"]).id for r in cells)
 
 
 def junit(path):
@@ -53,45 +50,33 @@ def junit(path):
     return {case.get("name"): failure.text for case in cases if (failure := case.find("failure")) is not None}
 
 
-def test_workers_that_die_lose_nothing_and_a_slowdown_is_a_failed_test(suite, tmp_path):
-    """SIGKILL of a worker, then of the controller: what was finished stays, resuming completes, the verdict stands."""
+def test_workers_lose_nothing_to_a_process_that_dies(real, tmp_path):
+    """Under -n 2, SIGKILL of one that measures: an error of its cell; going on measures that cell, and no other."""
     cells = {i.format(m) for i in (DENSE, OURS) for m in (1, 2)}
-    first = ("-n", "2", "--perf-reports", "reports")
-    killed = suite(*first, SLOW_LAYERS="6:0", CRASH_ONCE=str(tmp_path / "crashed"))
-    out, _ = killed.communicate()
-    assert killed.returncode == 1
-    assert "crashed" in out
-    assert (tmp_path / "crashed").exists()
-    assert set(measured(tmp_path)) >= cells - {OURS.format(2)}  # a replacement may have measured that too
+    died = tmp_path / "died"
+    code, out = real("-n", "2", doubles=f"takes(0.05); dies(6, 2, once={str(died)!r})")
+    assert code == 1
+    assert "a measuring process ended by signal 9" in out
+    assert died.exists()
+    assert set(measured(tmp_path)) == cells - {OURS.format(2)}
     assert "whole run" not in out
-    resumed = suite(*first, "--perf-resume", *ACCEPT)
-    out, _ = resumed.communicate()
-    assert resumed.returncode == 0, out
+    code, out = real("-n", "2", "--perf-resume", *UPDATE, doubles="takes(0.05)")
+    assert code == 0, out
     assert measured(tmp_path) == dict.fromkeys(cells, 1)
     assert "accepted 4 cells as the night" in out
 
-    (before,) = tmp_path.glob("reports/*")
-    part = ("-n", "2", "--perf-batches=1")
-    slow = suite(*part, **SLOW)
-    deadline = time.monotonic() + 120
-    while not _new(tmp_path, before) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    workers = psutil.Process(slow.pid).children(recursive=True)
-    slow.send_signal(signal.SIGKILL)
-    slow.wait()
-    slow.stdout.close()
-    psutil.wait_procs(workers, timeout=60)
-    (run,) = [p.name for p in tmp_path.glob("reports/*") if p != before]
-    done = measured(tmp_path, run)
-    assert done
-    resumed = suite(*part, "--perf-resume", "--junitxml=junit.xml", **SLOW)
-    out, _ = resumed.communicate()
-    assert resumed.returncode == 1
-    assert set(measured(tmp_path, run)) == {DENSE.format(1), OURS.format(1)}
-    assert all(measured(tmp_path, run)[cell] == 1 for cell in done if "dense" in cell)
+
+def test_a_slowdown_is_a_failed_test_that_says_what_there_is_to_know(suite, install, pytester, monkeypatch):  # noqa: F811
+    """In the terminal and in JUnit, after fresh processes; the other cells stay green."""
+    monkeypatch.setattr(executor, "PROCESSES", 2)
+    install(doubles.takes, 0.05)
+    assert suite(*UPDATE).ret == 0
+    install(doubles.slower, 6, 1, 0.5)
+    result = suite("--perf-reports", "second", "--junitxml=junit.xml")
     cell = OURS.format(1)
-    assert f"FAILED perf/test_generation.py::test_generation[{cell}]" in out
-    message = junit(tmp_path / "junit.xml")[f"test_generation[{cell}]"]
+    result.assert_outcomes(passed=3, failed=1, deselected=3)
+    result.stdout.fnmatch_lines([f"FAILED perf/test_generation.py::test_generation[[]{cell}[]]*"])
+    message = junit(pytester.path / "junit.xml")[f"test_generation[{cell}]"]
     for words in (
         f"{cell}: slower, ", "% longer (", ", z ", "median latency: 0.05", "in 2 fresh processes",
         "measure it again: pytest 'perf/test_generation.py::test_generation[",
@@ -99,20 +84,15 @@ def test_workers_that_die_lose_nothing_and_a_slowdown_is_a_failed_test(suite, tm
         assert words in message
 
 
-def _new(tmp_path, before):
-    """Cells measured in runs other than `before`."""
-    return [p for p in tmp_path.glob("reports/*/results-gw*.jsonl") if p.parent != before and '"cell"' in p.read_text()]
-
-
-def test_a_slower_version_fails_beside_the_other_one(suite, tmp_path):
+def test_a_slower_version_fails_beside_the_other_one(real, tmp_path):
     """--perf-against: only the cell that became slower, after fresh pairs of processes; no baseline is needed."""
     other = copied(tmp_path / "other")
-    double = other / "slimcore" / "bench" / "slow_engine.py"
-    double.write_text(double.read_text().replace("SLOW_LAYERS", "IT_DOES_NOT_READ"))
-    run = suite("--perf-batches=1", "--perf-against", "other", **SLOW)
-    out, _ = run.communicate()
-    assert run.returncode == 1
+    double = other / "slimcore" / "bench" / "measure" / "doubles.py"
+    double.write_text(double.read_text().replace("_SLOWER[layers, rows] = share", "pass"))
+    options = ("--perf-methods=depth-ppl:2L", "--perf-against", "./other")
+    code, out = real(*options, doubles="takes(0.05); slower(6, 2, 0.5)")
+    assert code == 1, out
     assert "1 same, 1 slower" in out
-    assert f"{OURS.format(1)}: slower, " in out
+    assert f"{OURS.format(2)}: slower, " in out
     assert "6 pairs in turn in 2 fresh pairs of processes" in out
     assert not list(tmp_path.glob("baselines/*"))

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from slimcore.bench.grid.cells import grid_named, load_grids, parse_method
+from slimcore.bench.grid.cells import Cell, parse_method
+from slimcore.bench.grid.grids import grid_named, load_grids
 from slimcore.errors import BudgetError, ResultsError, UnknownNameError
 
 GRIDS = Path(__file__).parent.parent / "perf" / "grids.toml"
@@ -114,3 +115,20 @@ def test_a_malformed_grid_is_refused(tmp_path, change, error):
     path.write_text(GOOD.replace(*change))
     with pytest.raises(error):
         load_grids(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"model": "models/Größe [1] | 大", "method": "depth-ppl+heal:9L"},
+        {"round": 3, "protocol": "paper"},
+        {"engine": "a-b", "dtype": "bf16"},
+    ],
+)
+def test_a_cell_is_found_again_by_its_id(change):
+    """Whatever its model's folder is called."""
+    cell = replace(Cell("org/model", "flap:0.27x64", 12, 128, 8, "eager", "fp16", "cuda"), **change)
+    assert Cell.of_id(cell.id, "cuda") == cell
+    with pytest.raises(ResultsError, match="is no id of a cell"):
+        Cell.of_id(cell.id.replace("/m8", ""), "cuda")

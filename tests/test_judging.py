@@ -2,12 +2,16 @@
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slimcore.bench.judge.gate import Beside, Nights, canary_levels, judge
+from slimcore.bench.grid.cells import Cell
+from slimcore.bench.judge.gate import judge
+from slimcore.bench.judge.references import Nights, beside
+from slimcore.bench.records.records import Against, Measurement, Pairs, Times
 from slimcore.bench.statistics import summarise
 from tests import simulation
 
@@ -38,15 +42,22 @@ def test_samples_that_are_no_times_are_refused(bad):
         summarise(bad)
 
 
-def measured(times, *, canary=1.0, **more):
-    """A record of results, as far as the gate reads it."""
-    return {"id": "m/dense/i1-o1/m1/eager-fp32", "device": "cuda", "status": "ok", "latency_s": list(times),
-            "canary": [math.log(canary), 0.001], **more}  # fmt: skip
+def timed(latencies, canary=1.0, host=None):
+    """Latencies, the canary's level and the host's."""
+    return Times(tuple(latencies), (math.log(canary), 0.001), host)
+
+
+def measured(latencies, *, canary=1.0, host=None, device="cuda", status="ok", again=0, detail=""):
+    """A measured cell; `again`: so many fresh processes found the same."""
+    times = timed(latencies, canary, host)
+    return Measurement(
+        Cell("m", "dense", 1, 1, 1, "eager", "fp32", device), status, detail, times, fresh=(times,) * again
+    )
 
 
 def nights(*levels, status="ok", scatter=0.008):
     """Accepted nights of these latencies."""
-    return Nights(status, [measured([x * 0.999, x, x * 1.001]) for x in levels], scatter)
+    return Nights(status, [timed([x * 0.999, x, x * 1.001]) for x in levels], scatter)
 
 
 QUIET = nights(*(1 + 0.005 * (n % 3 - 1) for n in range(30)))
@@ -60,9 +71,8 @@ def steady(x, count=5):
 @given(st.floats(1.2, 5))
 def test_slower_and_faster_are_mirror_images(factor):
     """What is slower one way round is faster the other; throughput's direction cannot be mixed up."""
-    slow = measured(steady(factor))
-    assert judge(slow, QUIET).suspect
-    assert judge(slow | {"fresh": [measured(steady(factor))] * 4}, QUIET).verdict == "slower"
+    assert judge(measured(steady(factor)), QUIET).suspect
+    assert judge(measured(steady(factor), again=4), QUIET).verdict == "slower"
     assert judge(measured(steady(1 / factor)), QUIET).verdict == "faster"
     assert judge(measured(steady(1.0)), QUIET).verdict == "same"
 
@@ -72,11 +82,10 @@ def test_a_suspect_is_slower_only_where_fresh_processes_say_so():
     slow = measured(steady(1.08))
     assert judge(slow, QUIET).suspect
     assert judge(slow, QUIET).passes
-    assert not judge(slow | {"fresh": [measured(steady(1.08))] * 4}, QUIET).passes
-    assert judge(slow | {"fresh": [measured(steady(1.0))] * 4}, QUIET).verdict == "same"
+    assert not judge(measured(steady(1.08), again=4), QUIET).passes
+    assert judge(replace(slow, fresh=(timed(steady(1.0)),) * 4), QUIET).verdict == "same"
     calm = nights(*(1 + 0.0005 * (n % 3 - 1) for n in range(30)), scatter=0.0005)
-    little = measured(steady(1.015))
-    assert judge(little | {"fresh": [little] * 4}, calm).verdict == "same"
+    assert judge(measured(steady(1.015), again=4), calm).verdict == "same"
 
 
 def test_the_canarys_shift_is_taken_off():
@@ -91,35 +100,32 @@ def test_a_canary_that_moved_far_is_believed_less_on_a_cpu():
     far = measured(steady(1.54), canary=1.25, device="cpu")
     found = judge(far, QUIET)
     assert (found.verdict, found.suspect) == ("inconclusive", False)
-    fresh = [measured(steady(1.54), canary=1.25)] * 4
-    assert judge(far | {"fresh": fresh}, QUIET).verdict == "inconclusive"
-    assert judge(far | {"device": "cuda"}, QUIET).suspect
+    assert judge(replace(far, fresh=(far.times,) * 4), QUIET).verdict == "inconclusive"
+    assert judge(measured(steady(1.54), canary=1.25), QUIET).suspect
     assert judge(measured(steady(1.54), device="cpu"), QUIET).suspect
 
 
 def test_a_gpus_host_that_moved_far_leaves_doubt():
     """Seen on two machines with one kind of GPU: product and copy alike, launching and the same code a half slower."""
-    before = Nights("ok", [measured([0.999, 1, 1.001], host=math.log(3e-3))] * 12, 0.008)
-    far = measured(steady(1.5), host=math.log(4.5e-3))
-    assert judge(far, before).verdict == "inconclusive"
-    assert "host: it takes 50.0% longer to launch operators" in judge(far, before).message
-    assert judge(far | {"fresh": [far] * 4}, before).verdict == "inconclusive"
+    before = Nights("ok", [timed([0.999, 1, 1.001], host=math.log(3e-3))] * 12, 0.008)
+    moved = math.log(4.5e-3)
+    far = judge(measured(steady(1.5), host=moved), before)
+    assert far.verdict == "inconclusive"
+    assert "host: it takes 50.0% longer to launch operators" in far.message
+    assert judge(measured(steady(1.5), host=moved, again=4), before).verdict == "inconclusive"
     # Beyond what the host explains, and where the host did not move, it is the code.
-    assert not judge(
-        measured(steady(4.0), host=far["host"], fresh=[measured(steady(4.0), host=far["host"])] * 4), before
-    ).passes
-    still = measured(steady(1.08), host=math.log(3.005e-3))
-    assert not judge(still | {"fresh": [still] * 4}, before).passes
+    assert not judge(measured(steady(4.0), host=moved, again=4), before).passes
+    assert not judge(measured(steady(1.08), host=math.log(3.005e-3), again=4), before).passes
     # A night from before launches were read says nothing of them.
-    assert judge(measured(steady(1.0), host=far["host"]), QUIET).verdict == "same"
+    assert judge(measured(steady(1.0), host=moved), QUIET).verdict == "same"
 
 
 def test_the_canarys_readings_become_two_levels():
     """Product and copy are the device's; launches, which only a GPU has, the host's; an empty reading was none."""
-    assert canary_levels([[1.0, 1.0]]) == {"canary": (0.0, 0.0)}
-    found = canary_levels([[1.0, math.e**2, math.e], [], [1.0, math.e**2, math.e]])
-    assert found == {"canary": (1.0, 0.0), "host": 1.0}
-    assert canary_levels([[], []]) == {"canary": None}
+    assert Times.of([], [[1.0, 1.0]]) == Times((), (0.0, 0.0))
+    found = Times.of([2.0], [[1.0, math.e**2, math.e], [], [1.0, math.e**2, math.e]])
+    assert found == Times((2.0,), (1.0, 0.0), 1.0)
+    assert Times.of([], [[], []]) == Times()
 
 
 def test_a_cell_too_noisy_for_the_wanted_effect_is_inconclusive():
@@ -136,22 +142,46 @@ def test_one_night_is_enough_to_judge_by():
     """What is expected of the device stands in for the nights that are not there yet."""
     one = nights(1.0)
     assert judge(measured(steady(1.0)), one).verdict in ("same", "inconclusive")
-    assert judge(measured(steady(1.3)) | {"fresh": [measured(steady(1.3))] * 4}, one).verdict == "slower"
+    assert judge(measured(steady(1.3), again=4), one).verdict == "slower"
 
 
 def test_two_versions_are_judged_by_their_pairs():
     """A machine that doubles its time in the middle moves neither; a version that is slower is."""
-    drift = [1, 1, 2, 2, 1.5, 1.2]
-    beside = Beside("ok", 0.005, 0.005)
+    drift = (1, 1, 2, 2, 1.5, 1.2)
 
-    def pairs(factor):
-        return measured([factor * x for x in drift], against_s=drift)
+    def judged(factor, again=0):
+        pairs = Pairs(tuple(factor * x for x in drift), drift)
+        cell = in_turn("ok", Against("ok", pairs=pairs, fresh=(pairs,) * again, pooled=0.005))
+        return judge(cell, beside(cell))
 
-    assert judge(pairs(1.0), beside).verdict == "same"
-    slow = pairs(1.1)
-    assert judge(slow, beside).suspect
-    verdict = judge(slow | {"fresh": [pairs(1.1)] * 4}, beside)
+    assert judged(1.0).verdict == "same"
+    assert judged(1.1).suspect
+    verdict = judged(1.1, again=4)
     assert (verdict.verdict, round(verdict.change, 3)) == ("slower", 0.1)
+    assert "24 pairs in turn in 4 fresh pairs of processes" in verdict.message
+
+
+def in_turn(status, against):
+    """A cell measured in turn with another version."""
+    return replace(measured([1.0] if status == "ok" else [], status=status, detail="why"), against=against)
+
+
+@pytest.mark.parametrize(
+    ("now", "other", "verdict", "passes"),
+    [
+        ("oom", "ok", "status changed", False),
+        ("error", "ok", "status changed", False),
+        ("ok", "oom", "status changed", True),
+        ("oom", "oom", "same", True),
+        ("error", "error", "same", False),
+    ],
+)
+def test_a_version_that_alone_ran_out_of_memory_is_told_and_no_pair_is_needed(now, other, verdict, passes):
+    """This one fails, the other one is good news, both are the same; where both failed nothing was compared."""
+    cell = in_turn(now, Against(other))
+    found = judge(cell, beside(cell))
+    assert (found.verdict, found.passes) == (verdict, passes)
+    assert "why" in found.message
 
 
 def test_without_another_measurement_all_cells_together_rarely_err():
@@ -184,7 +214,7 @@ def test_a_changed_status_is_told_and_fails_where_something_is_lost(now, accepte
 
 def test_a_verdict_says_old_new_ratio_and_z():
     """Enough to act on without opening a file."""
-    message = judge(measured(steady(1.5)) | {"fresh": [measured(steady(1.5))] * 4}, QUIET).message
+    message = judge(measured(steady(1.5), again=4), QUIET).message
     assert "slower, 50.0% longer (" in message
     assert ", z " in message
     assert "median latency: 1 s over 30 accepted nights -> 1.5 s in 4 fresh processes" in message

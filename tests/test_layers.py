@@ -19,12 +19,25 @@ ORDER = [
     "refits", "trial", "healing", "hub", "models", "training", "recovery", "options", "commands",
     "inspection", "bench", "cli",
 ]  # fmt: skip
+# And so within the performance suite, room by room; `measure.engines` is a folder.
 BENCH_ORDER = [
-    "statistics", "limit", "markdown", "gate", "cell", "forecast", "engines", "operators", "environment", "clocks",
-    "canary", "measure", "subject", "serve", "remote", "results", "baseline", "judging", "saved", "history",
-    "checks", "figures", "pareto", "noise", "gains", "tables", "story", "report", "conclusion", "sweep", "commands",
-    "alone", "pairs", "session", "parallel", "options", "planning", "whole_run", "plugin",
+    "statistics", "markdown",
+    "grid", "grid.cells", "grid.grids", "grid.limit", "grid.forecast",
+    "records", "records.records", "records.results", "records.joining",
+    "measure", "measure.engines", "measure.protocol", "measure.clocks", "measure.memory", "measure.nvml",
+    "measure.machine", "measure.software", "measure.canary", "measure.generation", "measure.operators",
+    "measure.subject", "measure.worker",
+    "judge", "judge.rules", "judge.levels", "judge.references", "judge.gate", "judge.costs", "judge.gains",
+    "judge.noise", "judge.nights", "judge.baseline", "judge.judging", "judge.history", "judge.saved",
+    "judge.checks",
+    "report", "report.figures", "report.pareto", "report.step_summary", "report.tables", "report.story",
+    "report.writing", "report.conclusion",
+    "sweep", "commands",
+    "suite", "suite.workers", "suite.bar", "suite.versions", "suite.lanes", "suite.turns", "suite.executor",
+    "suite.opening", "suite.session", "suite.timing", "suite.items", "suite.options", "suite.planning",
+    "suite.whole_run", "suite.parallel", "suite.plugin",
 ]  # fmt: skip
+LONGEST = 250  # lines of a file
 
 
 def imported(path):
@@ -43,7 +56,9 @@ def imported(path):
             and (node.module or "").startswith("slimcore")
         ):
             base = node.module.removeprefix("slimcore").strip(".")
-            yield from ([base] if base not in ("", "bench") else [f"{base}.{a.name}".strip(".") for a in node.names])
+            for name in (f"{base}.{alias.name}".strip(".") for alias in node.names):
+                file = PACKAGE.joinpath(*name.split("."))
+                yield name if base == "" or file.is_dir() or file.with_suffix(".py").exists() else base
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
@@ -55,13 +70,31 @@ def test_imports_point_down(path):
         return
     for name in imported(path):
         other = name.split(".")
-        if other[0] == room == "methods" or other[:2] == list(parts[:2]) == ["bench", "engines"]:
+        if other[0] == room == "methods":
             continue
         if other[0] == room == "bench":
-            if parts[-1] != "__init__":
-                assert BENCH_ORDER.index(other[1]) < BENCH_ORDER.index(parts[1]), name
+            assert place(other[1:]) <= place(parts[1:]), name
         else:
             assert ORDER.index(other[0]) < ORDER.index(room), name
+
+
+def place(parts):
+    """Of a file in the order of the performance suite. Raises ValueError where it has none."""
+    return BENCH_ORDER.index(".".join([part for part in parts if part != "__init__"][:2]))
+
+
+@pytest.mark.parametrize(
+    "path", sorted((PACKAGE / "bench").rglob("[!_]*.py")), ids=lambda p: str(p.relative_to(PACKAGE))
+)
+def test_a_file_of_the_suite_is_short_and_has_its_place(path):
+    """One job each, in an order without a circle."""
+    assert place(path.relative_to(PACKAGE / "bench").with_suffix("").parts) >= 0
+    assert len(path.read_text().splitlines()) <= LONGEST
+
+
+def light(*rooms):
+    """All modules of these rooms, with commas between."""
+    return ", ".join(f"slimcore.bench.{name}" for name in BENCH_ORDER if name.split(".")[0] in rooms)
 
 
 @pytest.mark.parametrize(
@@ -69,10 +102,11 @@ def test_imports_point_down(path):
     [
         ("slimcore.cli", {"torch", "transformers", "rich"}),
         ("slimcore.bench.suite.plugin", {"torch", "transformers", "pandas", "matplotlib"}),
-        ("slimcore.bench.grid.cells", {"torch", "transformers"}),
         ("slimcore.bench, slimcore.selection", {"torch", "transformers"}),
-        ("slimcore.bench.judge.gate", {"torch", "pytest"}),
         ("slimcore.bench.statistics", {"torch", "pytest"}),
+        ("slimcore.bench.judge.gate", {"torch", "pytest"}),
+        (light("grid", "records", "judge", "report"), {"torch", "transformers", "pytest"}),
+        (light("suite"), {"torch", "transformers"}),
     ],
 )
 def test_importing_stays_light(module, absent):

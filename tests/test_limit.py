@@ -1,6 +1,5 @@
 """The limit and the forecast: counted by hand, against what torch allocates, and against published sizes."""
 
-import re
 from dataclasses import replace
 
 import pytest
@@ -9,14 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slimcore.bench.grid import forecast, limit
-from slimcore.bench.grid.cells import Cell, load_grids
+from slimcore.bench.grid.cells import Cell
+from slimcore.bench.grid.grids import load_grids
 from slimcore.bench.grid.limit import Device, gpu_named
-from slimcore.bench.measure.timing import Protocol
-from slimcore.bench.report import story
+from slimcore.bench.measure.protocol import Protocol
 from slimcore.cost import footprint
 from slimcore.errors import UnknownNameError
 from tests.helpers import VOCABULARY, ids, models_drawn, tiny
-from tests.made_up import make_run
 from tests.test_grid import GRIDS
 
 SLOW = Device("slow", flops=1e9, bandwidth=1e6, memory=1e9)  # bound by bytes
@@ -31,26 +29,26 @@ def test_the_cache_is_counted_as_torch_allocates_it(model):
                           max_new_tokens=4, pad_token_id=0, return_dict_in_generate=True)  # fmt: skip
     layers = done.past_key_values.layers
     held = sum(t.numel() * t.element_size() for layer in layers for t in (layer.keys, layer.values))
-    assert limit.cache_bytes(footprint(model).as_dict(), (2, 7, 4)) == held
+    assert limit.cache_bytes(footprint(model), (2, 7, 4)) == held
 
 
 @given(models_drawn(), st.integers(1, 4), st.integers(1, 9), st.integers(1, 5))
 def test_the_limit_is_bytes_or_flops_step_by_step(model, batch, inputs, outputs):
     """Where bytes bound it, all weights but the table once a step, and the cache; where FLOPs do, all products."""
-    cost = footprint(model).as_dict()
+    cost = footprint(model)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     table = model.get_input_embeddings().weight
     tied = table is model.lm_head.weight
     if not tied:
         weights -= table.numel() * table.element_size()
     row = 0 if tied else table.shape[1] * table.element_size()
-    kv = cost["kv_bytes_per_token"]
+    kv = cost.kv_bytes_per_token
     moved = weights + batch * inputs * (row + kv)
-    products = batch * inputs * (cost["flops_per_token"] - cost["head_flops"]) + batch * cost["head_flops"]
-    products += batch * cost["flops_per_position"] * sum(range(1, inputs + 1))
+    products = batch * inputs * (cost.flops_per_token - cost.head_flops) + batch * cost.head_flops
+    products += batch * cost.flops_per_position * sum(range(1, inputs + 1))
     for n in range(1, outputs):
         moved += weights + batch * row + batch * (inputs + n) * kv
-        products += batch * (cost["flops_per_token"] + (inputs + n) * cost["flops_per_position"])
+        products += batch * (cost.flops_per_token + (inputs + n) * cost.flops_per_position)
     shape = (batch, inputs, outputs)
     assert limit.least_seconds(cost, shape, SLOW) == pytest.approx(moved / 1e6)
     assert limit.least_seconds(cost, shape, NARROW) == pytest.approx(products / 1e3)
@@ -59,11 +57,11 @@ def test_the_limit_is_bytes_or_flops_step_by_step(model, batch, inputs, outputs)
 def test_sizes_of_the_figure_are_exact():
     """LLaMA-7B in fp16: parameters, weights, cache a token, and the largest batches on 80 GB."""
     cells = load_grids(GRIDS)["figure"].narrow(models=["llama-7b"], methods=["dense", "depth-ppl"]).cells()
-    dense, ours = (subject["footprint"] for subject in forecast.costs(cells).values())
-    assert (dense["parameters"], dense["weight_bytes"]) == (6_738_415_616, 2 * 6_738_415_616)
-    assert dense["kv_bytes_per_token"] == 2 * 2 * 32 * 4096
-    assert ours["parameters"] == 4_916_965_376
-    assert ours["kv_bytes_per_token"] == 2 * 2 * 23 * 4096
+    dense, ours = (subject.costs for subject in forecast.planned(cells).values())
+    assert (dense.parameters, dense.weight_bytes) == (6_738_415_616, 2 * 6_738_415_616)
+    assert dense.kv_bytes_per_token == 2 * 2 * 32 * 4096
+    assert ours.parameters == 4_916_965_376
+    assert ours.kv_bytes_per_token == 2 * 2 * 23 * 4096
     batches = (1, 8, 16, 32, 64, 128, 256, 384)
     assert limit.largest_batch(dense, (12, 512), batches, gpu_named("h100")) == 128
     assert limit.largest_batch(ours, (12, 512), batches, gpu_named("h100")) == 256
@@ -79,11 +77,10 @@ def test_a_gpu_that_is_not_in_the_table_is_answered_with_the_nearest():
 
 def test_the_peaks_are_the_canarys_best_readings():
     """Product and copy, over all cells."""
-    cells = [{"device": "cpu", "canary_s": [[0.02, 0.01], [0.01, 0.02]]}, {"device": "cpu", "canary_s": []}]
-    device = limit.seen(cells)
+    device = limit.seen("cpu", [[0.02, 0.01], [], [0.01, 0.02]])
     assert device.flops == 2 * 640**3 / 0.01
     assert device.bandwidth == 2 * 2**26 / 0.01
-    assert limit.seen([{"device": "cpu"}]) is None
+    assert limit.seen("cpu", [[]]) is None
 
 
 def forecasts(memory=1e12):
@@ -94,7 +91,7 @@ def forecasts(memory=1e12):
         for outputs in (8, 16)
         for batch in (1, 2, 4)
     ]
-    subjects = forecast.costs(cells)
+    subjects = forecast.planned(cells)
     return forecast.forecast(cells, subjects, replace(SLOW, memory=memory), Protocol()), subjects
 
 
@@ -102,7 +99,7 @@ def test_larger_batches_of_what_cannot_fit_take_no_time():
     """The first is tried, the next are not."""
     found, subjects = forecasts()
     assert all(f.fits for f in found)
-    small = subjects["tiny", "dense"]["footprint"]["weight_bytes"] + 1
+    small = subjects["tiny", "dense", "fp16"].costs.weight_bytes + 1
     found, _ = forecasts(small)
     dense = [f for f in found if f.cell.method == "dense" and f.cell.output_tokens == 8]
     assert [f.fits for f in dense] == [False] * 3
@@ -110,53 +107,21 @@ def test_larger_batches_of_what_cannot_fit_take_no_time():
 
 
 def test_a_budget_takes_the_most_telling_cells_first():
-    """The short panel over both subjects, the ends of its batches first; one cell always, all when there is time."""
+    """The ends of the batches, over both subjects; one ladder of lengths always, all cells when there is time."""
     found, subjects = forecasts()
     assert forecast.within(found, subjects, 1e9) == {f.cell for f in found}
-    assert len(forecast.within(found, subjects, 0)) == 1
-    first = [f for f in found if f.cell.output_tokens == 8 and f.cell.batch in (1, 4)]
+    assert len({cell.ladder for cell in forecast.within(found, subjects, 0)}) == 1
+    first = [f for f in found if f.cell.batch in (1, 4)]
     enough = sum(f.measuring for f in first) + forecast.building(subjects.values(), "cuda")
     assert forecast.within(found, subjects, enough * 1.001) == {f.cell for f in first}
     assert forecast.outside_in([1, 8, 16, 32, 64, 128, 256, 384]) == [1, 384, 32, 8, 128, 16, 64, 256]
     assert forecast.outside_in([5]) == [5]
 
 
-def test_the_report_tells_the_published_reading(tmp_path):
-    """Ours above dense in both panels, a larger batch, and the plateau."""
-    run = make_run(tmp_path / "run", (1, 8, 16), oom_from=16, factor=0.7)
-    text = story.told(list(run.cells.values()))
-    assert "| depth pruning is above dense at every M | 2 of 2 panels |" in text
-    assert "| a larger M fits after pruning           | 2 of 2 panels |" in text
-    row = next(line for line in text.splitlines() if "llama-7b, 12 in, 128 out | depth-ppl:9L" in line)
-    assert "x1.43 to x1.43" in row
-    assert " 16+ |" in row
-    dense = next(line for line in text.splitlines() if "llama-7b, 12 in, 128 out | dense" in line)
-    assert [v.strip() for v in dense.split("|")][4:] == ["8", "", "", ""]
-    slower = make_run(tmp_path / "slower", (1,), factor=1.1)
-    assert "| depth pruning is above dense at every M | 0 of 2 panels |" in story.told(list(slower.cells.values()))
-    assert story.told([c for c in run.cells.values() if c["method"] == "dense"]) == ""
-
-
-def test_each_engine_has_a_reading_of_its_own(tmp_path):
-    """Ours is faster than dense in eager generation and not in compiled; beside each other, times are said."""
-    run = make_run(tmp_path / "run", (1,), factor=0.5)
-    cells = list(run.cells.values())
-    for cell in run.cells.values():
-        same = 0.05 if cell["method"] == "dense" else 0.1
-        cells.append(cell | {"engine": "compiled", "id": cell["id"].replace("eager", "compiled"),
-                             "latency_s": [same * t for t in cell["latency_s"]]})  # fmt: skip
-    text = story.told(cells)
-    assert re.search(r"\| depth pruning is above dense at every M \| eager fp16 +\| 2 of 2 panels", text)
-    assert re.search(r"\| depth pruning is above dense at every M \| compiled fp16 +\| 0 of 2 panels", text)
-    (row,) = [line for line in story.side_by_side(cells).splitlines() if "llama-7b/dense/i12-o128/m1 " in line]
-    assert "(x20.00)" in row
-    assert story.side_by_side(list(run.cells.values())) == ""
-
-
 def test_what_only_the_first_run_takes_is_planned_for():
     """Compiling a layer at a time; on a GPU an attention kernel for each length of the cache."""
     cells = [Cell("tiny", "dense", 12, 128, 1, engine, "fp16", "cuda") for engine in ("eager", "compiled")]
-    subjects = forecast.costs(cells)
+    subjects = forecast.planned(cells)
     for protocol in (Protocol(seconds=0.0), Protocol(seconds=60.0)):
         eager, compiled = forecast.forecast(cells, subjects, SLOW, protocol)
         assert eager.measuring > 128 * forecast.KERNELS + 3 * eager.seconds

@@ -1,31 +1,39 @@
-"""Timing a cell: what is asserted, repeated, and released; a fake clock where a real one would only add noise."""
+"""Generating a cell: what is asked of an engine, what it gives back, and what a worker answers."""
 
 import gc
-import warnings
-import weakref
-from pathlib import Path
+from dataclasses import replace
+from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import slimcore
-from slimcore.bench.grid.cells import Cell
-from slimcore.bench.measure import engines
-from slimcore.bench.measure import timing as measure
-from slimcore.bench.measure.clocks import by_host
-from slimcore.bench.measure.environment import software
-from slimcore.bench.measure.timing import Protocol, prompt
-from slimcore.errors import is_out_of_memory
+from slimcore.bench.grid.cells import WHOLE, Cell
+from slimcore.bench.measure import engines, memory
+from slimcore.bench.measure.clocks import Timeline
+from slimcore.bench.measure.engines.compiled import Compiled
+from slimcore.bench.measure.engines.eager import Eager, generated
+from slimcore.bench.measure.generation import Generation, prompt
+from slimcore.bench.measure.worker import Server
+from slimcore.errors import TextError, UnknownNameError
 from tests.helpers import VOCABULARY, tiny
 
-CELL = Cell("tiny", "dense", 5, 4, 3, "eager", "fp32", "cpu")
-QUICK = Protocol(seconds=0.0, repeats=(2, 2), warmups=(1, 1))
+CELL = Cell("tiny", "dense", 5, 4, 3, "eager", "fp32", "cpu")  # 5 in, 4 out, 3 rows
 
 
-@pytest.fixture
-def engine(monkeypatch):
-    """Put a function in the place of the eager engine."""
-    return lambda function: monkeypatch.setitem(engines.ENGINES, "eager", function)
+class Spy(Eager):
+    """The engine eager, which keeps what it was asked for and what it gave, or does `instead`."""
+
+    def __init__(self, model, instead=None):
+        super().__init__(model)
+        self.asked, self.given, self.instead = [], [], instead or super().generate
+
+    def generate(self, ids, new_tokens, *, sample, mark):
+        """Ids (M, T + N)."""
+        self.asked.append((ids.tolist(), new_tokens, sample))
+        self.given.append(self.instead(ids, new_tokens, sample=sample, mark=mark))
+        return self.given[-1]
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (8, 12), (VOCABULARY - 2, 1), (300, 2)])
@@ -39,28 +47,50 @@ def test_prompts_have_exact_shape_distinct_rows_and_no_special_token(shape):
         assert len({tuple(row) for row in ids.tolist()}) == shape[0]
 
 
-def test_a_cell_generates_exactly_its_tokens(engine):
-    """Every call asks for the cell's length or for one token, in pairs, on the same prompt."""
-    calls = []
+def test_a_cell_generates_exactly_its_tokens_and_has_a_time_for_each():
+    """Every run asks for the cell's length on the same prompt; memory's peaks are of the first run."""
+    engine = Spy(tiny())
+    generation = Generation(tiny(), engine, CELL, {2, 4})
+    ran = [generation.run() for _ in range(3)]
+    assert [(len(ids), len(ids[0]), new, sample) for ids, new, sample in engine.asked] == [(3, 5, 4, False)] * 3
+    assert engine.asked[0] == engine.asked[1] == engine.asked[2]
+    for one in ran:
+        assert len(one.seconds) == 4
+        assert one.seconds[0] > 0
+        assert all(sooner < later for sooner, later in pairwise(one.seconds))
+        assert one.joules is None
+    if memory.forget_peak("cpu"):
+        assert 0 < generation.peaks[2] <= generation.peaks[4]
 
-    def spy(model, ids, new, *, sample):
-        calls.append((tuple(ids.shape), new))
-        assert not sample
-        return engines.eager(model, ids, new)
 
-    engine(spy)
-    timing = measure.measure(tiny(), CELL, QUICK)
-    assert timing.status == "ok"
-    assert calls == [((3, 5), n) for n in (4, 1, 1, 4, 1, 4)]
-    assert len(timing.latency_s) == len(timing.ttft_s) == 2
-    assert timing.peak_bytes is None or timing.peak_bytes > 0
+def test_fewer_tokens_are_the_first_of_more():
+    """So that one long generate tells the times of shorter ones: engines say which of them do this."""
+    model = tiny()
+    engine = Spy(model)
+    for new in (9, 4, 1):
+        Generation(model, engine, replace(CELL, output_tokens=new), ()).run()
+    whole, *shorter = engine.given
+    assert all(torch.equal(one, whole[:, : one.shape[1]]) for one in shorter)
+    assert WHOLE == ("compiled",)
 
 
-def test_a_model_that_stops_early_is_an_error_not_a_fast_model(engine):
-    """The length of the output is asserted on every call."""
-    engine(lambda model, ids, new, **_: engines.eager(model, ids, max(1, new - 1)))
-    with pytest.raises(RuntimeError, match="it stopped early"):
-        measure.measure(tiny(), CELL, QUICK)
+def test_a_model_that_stops_early_is_an_error_not_a_fast_model():
+    """The length of the output is asserted on every call, and so is the number of tokens that were told."""
+    model = tiny()
+    early = Spy(model, lambda ids, new, **how: generated(model, ids, new - 1, **how))
+    with pytest.raises(RuntimeError, match=r"returned \(3, 8\), not \(3, 9\): it stopped early"):
+        Generation(model, early, CELL, ()).run()
+    silent = Spy(model, lambda ids, new, *, sample, mark: generated(model, ids, new))
+    with pytest.raises(RuntimeError, match="0 tokens of 4 were told"):
+        Generation(model, silent, CELL, ()).run()
+
+
+def test_more_tokens_than_the_models_context_are_refused():
+    """Before anything is generated."""
+    fits = replace(CELL, input_tokens=200, output_tokens=56)
+    assert Generation(tiny(), Spy(tiny()), fits, ()).cell == fits
+    with pytest.raises(TextError, match=r"200 input \+ 57 output tokens are more than the 256 of the model's context"):
+        Generation(tiny(), Spy(tiny()), replace(fits, output_tokens=57), ())
 
 
 def test_eager_generates_past_the_end_token():
@@ -68,188 +98,91 @@ def test_eager_generates_past_the_end_token():
     model = tiny()
     ids = prompt(VOCABULARY, set(), (4, 5), seed=0)
     model.generation_config.eos_token_id = [*range(VOCABULARY - 1)]
-    assert engines.eager(model, ids, 6).shape == (4, 11)
+    assert generated(model, ids, 6).shape == (4, 11)
 
 
-def test_the_papers_protocol_samples_and_runs_ten_and_twenty(engine):
-    """Tokens are drawn; mean and deviation come of exactly 20 runs."""
-    drawn = []
-
-    def spy(model, ids, new, *, sample):
-        drawn.append(sample)
-        return engines.eager(model, ids, new, sample=sample)
-
-    engine(spy)
-    timing = measure.measure(tiny(layers=2), CELL, measure.PAPER)
-    assert (len(timing.warmup_s), len(timing.latency_s)) == (10, 20)
-    assert all(drawn)
-    assert len({tuple(engines.eager(tiny(), prompt(VOCABULARY, set(), (1, 3), 0), 8, sample=True)[0].tolist())
-                for _ in range(4)}) > 1  # fmt: skip
+def test_tokens_are_drawn_where_that_is_asked():
+    """Not the same ones each time; a generation hands on whether it is asked."""
+    model = tiny(layers=2)
+    engine = Spy(model)
+    generation = Generation(model, engine, CELL, (), sample=True)
+    assert [generation.run() and engine.asked[-1][2] for _ in range(4)] == [True] * 4
+    assert len({str(ids.tolist()) for ids in engine.given}) > 1
 
 
-def test_compiled_generates_what_eager_does():
-    """Greedy tokens are equal at two batches and lengths, for one token, and for other prompts.
-
-    What is compiled holds nothing of the first run but addresses.
-    """
+def test_an_engine_is_made_anew_from_what_the_model_is_then():
+    """Nothing that was compiled for an earlier one stays, neither when the next is made nor when it is closed."""
     model = tiny(layers=1)
-    with measure.quiet(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's compiler has its own, of itself
-        for seed, (shape, new) in enumerate([((1, 3), 9), ((1, 3), 9), ((1, 3), 1), ((2, 5), 1), ((2, 5), 6)]):
-            ids = prompt(VOCABULARY, set(), shape, seed)
-            assert torch.equal(engines.compiled(model, ids, new), engines.eager(model, ids, new))
-        # The same model object, cut, at the shape that is compiled.
-        slimcore.prune_(model, slimcore.select(slimcore.unscored(model, method="magnitude"), ratio=0.4, protect=(0, 0)))
-        assert torch.equal(engines.compiled(model, ids, 6), engines.eager(model, ids, 6))
-        # And written to: on a CPU weights are constants of what is compiled.
-        with torch.no_grad():
-            for weight in model.parameters():
-                weight.mul_(torch.randn_like(weight))
-        assert torch.equal(engines.compiled(model, ids, 6), engines.eager(model, ids, 6))
+    for end in (lambda engine: Compiled(model), Compiled.close):
+        engine = Compiled(model)
+        model.__dict__["_compiled_call"] = "stale"  # where transformers keeps it
+        end(engine)
+        assert "_compiled_call" not in model.__dict__
 
 
-@pytest.mark.parametrize(("rows", "how"), [(1, "decompose_mm"), (2, "mkldnn_linear_weight_pack_matcher_count")])
-def test_compiled_on_a_cpu_reduces_one_row_and_packs_more(rows, how):
-    """Every product is counted, the head's too, which is wider than what torch reduces unasked; none the other way."""
+def test_an_engine_that_is_not_here_says_what_to_install():
+    """vLLM is optional; a name that is none is told."""
+    assert engines.missing("eager", "cpu") == ""
+    assert engines.missing("compiled", "cuda") == ""
+    assert "pip install vllm" in engines.missing("vllm", "cuda")
+    with pytest.raises(UnknownNameError, match="did you mean 'eager'"):
+        engines.start("eagre", tiny(), {})
+
+
+def test_a_server_keeps_its_engine_for_a_cell_and_collects_no_garbage_while_it_runs():
+    """Requests and answers as JSON has them; after an error nothing is open."""
+    server = Server(SimpleNamespace())
+    server._subject = SimpleNamespace(model=tiny())
+
+    def opened(cell=CELL):
+        how = {"cell": vars(cell), "lengths": [2, 4], "sample": False, "options": {}}
+        return server.answer({"do": "open", **how}), server._engine
+
+    try:
+        told, engine = opened()
+        assert told == {}
+        assert not gc.isenabled()
+        answers = [server.answer({"do": "run"}) for _ in range(2)]
+        assert [len(answer["seconds"]) for answer in answers] == [4, 4]
+        assert answers[0]["peaks"].keys() == ({"2", "4"} if memory.forget_peak("cpu") else set())
+        assert opened()[1] is engine
+        assert opened(replace(CELL, batch=1))[1] is not engine
+        server._engine.generate = lambda *_, **__: int("broken")
+        assert server.answer({"do": "run"})["error"].endswith("invalid literal for int() with base 10: 'broken'")
+        assert server._engine is None
+        assert "more than the 256" in opened(replace(CELL, output_tokens=999))[0]["error"]
+    finally:
+        gc.enable()
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's compiler has its own, of itself
+def test_compiled_generates_what_eager_does():
+    """At two batches and lengths, for one token, for other prompts, and after the model was cut and written to.
+
+    On a CPU every product, the head's too, which is wider than what torch reduces unasked, is a reduction for one row
+    and packed for more.
+    """
     from torch._dynamo.utils import counters
 
     model = tiny(layers=1)
     model.resize_token_embeddings(3000)
-    counters.clear()
-    with measure.quiet(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        engines.compiled(model, prompt(VOCABULARY, set(), (rows, 3), 0), 3)
-    seen = {
-        k: v
-        for k, v in counters["inductor"].items()
-        if k in {"decompose_mm", "mkldnn_linear_weight_pack_matcher_count"}
-    }
-    assert seen == {how: 8}
-
-
-def test_what_the_environment_tells_torch_is_recorded(monkeypatch):
-    """It may change a time; where files lie does not."""
-    monkeypatch.setenv("TORCHINDUCTOR_COORDINATE_DESCENT_TUNING", "1")
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/somewhere")
-    settings = software(Path(), "cpu")["settings"].split()
-    assert "TORCHINDUCTOR_COORDINATE_DESCENT_TUNING=1" in settings
-    assert not any("CACHE_DIR" in s for s in settings)
-
-
-def test_an_engine_that_is_not_here_says_what_to_install():
-    """vLLM is optional."""
-    assert engines.missing("eager", "cpu") == ""
-    assert "pip install vllm" in engines.missing("vllm", "cuda")
-
-
-def clock(monkeypatch, *seconds):
-    """Let each timed call take the next of `seconds`, then the last again and again."""
-    left = list(seconds)
-    monkeypatch.setattr(measure.Generation, "_timed", lambda *_: left.pop(0) if len(left) > 1 else left[0])
-
-
-def test_warm_up_goes_on_until_three_agree_and_is_capped(monkeypatch):
-    """2 % apart is agreement; a machine that never settles is measured all the same."""
-    protocol = Protocol(seconds=99.0, warmups=(3, 6), repeats=(1, 1))
-    clock(monkeypatch, 3.0, 2.0, 1.0, 1.01, 1.0)
-    assert measure.measure(tiny(), CELL, protocol).warmup_s == [3.0, 2.0, 1.0, 1.01, 1.0]
-    clock(monkeypatch, *[float(n) for n in range(1, 99)])
-    assert len(measure.measure(tiny(), CELL, protocol).warmup_s) == 6
-
-
-@pytest.mark.parametrize(("seconds", "count"), [(0.0, 1), (2.0, 2), (5.0, 3), (99.0, 4)])
-def test_long_runs_need_fewer_warm_ups(monkeypatch, seconds, count):
-    """The runs after the first, which may have compiled, have half the time of the repeats."""
-    clock(monkeypatch, 40.0, 2.0)
-    assert len(measure.measure(tiny(), CELL, Protocol(seconds=seconds)).warmup_s) == count
-
-
-def test_what_is_expected_of_a_cell_is_what_a_noisy_one_takes():
-    """Repeats until the time is used; the published protocol's numbers whatever they take."""
-    assert Protocol(seconds=6.0).expected(2.0, 0.5) == (3, 3)
-    assert Protocol(seconds=6.0).expected(10.0, 0.1) == (2, 3)
-    assert Protocol(seconds=6.0).expected(0.4, 0.1) == (3, 12)
-    assert measure.PAPER.expected(10.0, 1.0) == (10, 20)
-    assert [Protocol().again([1.0] * n) for n in (3, 5, 30)] == [3, 5, 15]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "times", "count"),
-    [
-        (100.0, [1.0], 5),
-        (0.0, [1.0, 2.0, 1.0, 3.0] * 9, 3),
-        (13.0, [1.0, 2.0, 1.0, 3.0] * 9, 4),
-        (1e9, [1.0, 2.0, 1.0, 3.0] * 9, 12),
-    ],
-    ids=["tight early", "time used at once", "time used", "at most"],
-)
-def test_repeats_end_when_tight_or_out_of_time(monkeypatch, seconds, times, count):
-    """Five at least while there is time, three where a run takes all of it, never more than asked."""
-    clock(monkeypatch, *times)
-    timing = measure.measure(tiny(), CELL, Protocol(seconds=seconds, repeats=(5, 12), warmups=(1, 1)))
-    assert len(timing.latency_s) == count
-
-
-def test_running_out_of_memory_is_a_result_and_holds_nothing(engine):
-    """The tensors of the failed call are gone, though the error was raised deep inside and in a chain."""
-    born = []
-
-    def hungry(_model, _ids, _new, **_):
-        big = torch.zeros(1000)
-        born.append(weakref.ref(big))
-        try:
-            raise ValueError("first")
-        except ValueError as first:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB") from first
-
-    engine(hungry)
-    timing = measure.measure(tiny(), CELL, QUICK)
-    gc.collect()
-    assert (timing.status, timing.latency_s) == ("oom", [])
-    assert "Tried to allocate 9 GiB" in timing.detail
-    assert born[0]() is None
-
-
-def test_the_cpu_allocators_refusal_is_out_of_memory_and_other_errors_are_not():
-    """The message is torch's own: asked for more than any machine has."""
-    with pytest.raises(RuntimeError) as caught:
-        torch.empty(2**60, dtype=torch.uint8)
-    assert is_out_of_memory(caught.value)
-    assert not is_out_of_memory(RuntimeError("shape mismatch"))
-
-
-def test_memory_that_does_not_come_back_is_told(monkeypatch):
-    """The allocator's figure before and after, on a CUDA device that is played here."""
-
-    def refuse():
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    figures = iter([100, 10**9 + 100, 100, 1000])
-    monkeypatch.setattr(measure, "allocated", lambda _device: next(figures))
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    told = measure.unless_out_of_memory(refuse, "cuda")
-    assert told == (None, measure.Refusal("CUDA out of memory (1,000,000,000 bytes stayed allocated)", 10**9))
-    # A workspace of a library is no leak.
-    assert measure.unless_out_of_memory(refuse, "cuda") == (None, measure.Refusal("CUDA out of memory"))
-
-
-def test_memory_is_summed_over_the_gpus(monkeypatch):
-    """A model may be spread over them: what is held, and each one's own peak."""
-    held = {0: 5, 1: 7}
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", held.get)
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", {0: None, 1: None}.__getitem__)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda gpu: 10 * held[gpu])
-    assert measure.allocated("cuda") == 12
-    timing = measure.Timing("ok")
-    with measure.peak_memory("cuda", timing):
-        pass
-    assert timing.peak_bytes == 120
-
-
-def test_all_gpus_of_a_model_are_waited_for(monkeypatch):
-    """Before and after the work."""
-    waited = []
-    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
-    by_host(lambda: waited.append("work"), [0, 2])
-    assert waited == [0, 2, "work", 0, 2]
+    ways = ("decompose_mm", "mkldnn_linear_weight_pack_matcher_count")
+    for shape, new, way in (((1, 3), 9, ways[0]), ((1, 3), 1, None), ((2, 5), 1, None), ((2, 5), 6, ways[1])):
+        counters.clear()
+        engine = Compiled(model)
+        # The second run: what is compiled holds nothing of the first but addresses, and is not compiled again.
+        for seed in range(2):
+            ids, marks = prompt(VOCABULARY, set(), shape, seed), []
+            timeline = Timeline(())
+            given = engine.generate(ids, new, sample=False, mark=lambda: marks.append(timeline.mark()))  # noqa: B023
+            assert torch.equal(given, generated(model, ids, new))
+            assert marks == [*range(1, new + 1)]
+            assert all(sooner < later for sooner, later in pairwise(timeline.seconds()))
+        assert {k: v for k, v in counters["inductor"].items() if k in ways} == ({way: 8} if way else {})
+        with pytest.raises(ValueError, match="start another"):
+            engine.generate(ids, new + 1, sample=False, mark=lambda: None)
+        # The same object is cut; and written to: on a CPU weights are constants of what is compiled.
+        slimcore.prune_(model, slimcore.select(slimcore.unscored(model, method="magnitude"), ratio=0.2, protect=(0, 0)))
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.mul_(torch.randn_like(weight))

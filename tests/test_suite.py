@@ -12,14 +12,18 @@ import pytest
 import torch
 
 import slimcore
-from slimcore.bench.grid.cells import Cell, Grid
-from slimcore.bench.measure import engines
-from slimcore.bench.measure.subject import Subjects
-from slimcore.bench.measure.timing import Protocol
+from slimcore.bench.grid.cells import Cell
+from slimcore.bench.grid.grids import Grid
+from slimcore.bench.measure.protocol import Protocol
+from slimcore.bench.measure.subject import Built
+from slimcore.bench.records import results
 from slimcore.bench.report.conclusion import Update, conclude, find
-from slimcore.bench.suite.remote import HERE, Remote
-from slimcore.bench.suite.session import Options, Places, Session
+from slimcore.bench.suite import lanes, options, plugin, whole_run, workers
+from slimcore.bench.suite.lanes import Machine
+from slimcore.bench.suite.opening import Places
+from slimcore.bench.suite.session import Options, Session
 from slimcore.errors import ResultsError
+from tests import doubles
 from tests.helpers import ids, on_a_terminal, tiny
 
 ROOT = Path(__file__).parent.parent
@@ -42,22 +46,25 @@ outputs = [2]
 batches = [1, 2, 4]
 models = {tiny = ["dense"]}
 """
-UPDATE = ("--perf-update", "--perf-reason=test", "--perf-allow=inconclusive")
+UPDATE = ("--perf-update", "--perf-reason=test", "--perf-allow=dirty,inconclusive")
 REPLACE = ("--perf-update=replace", *UPDATE[1:])
 DENSE = "tiny/dense/i3-o2/m{}/eager-fp32"
 OURS = "tiny/depth-ppl:2L/i3-o2/m{}/eager-fp32"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _imported(tmp_path_factory, tokenizer):
+def _imported(tmp_path_factory, tokenizer, forked):
     """Go the whole road once: pytester forgets modules first imported inside of it, and torch minds coming twice."""
     root = tmp_path_factory.mktemp("whole-road")
     folder = slimcore.save(tiny(layers=8), root / "mine", tokenizer=tokenizer)
     grid = Grid("g", "cpu", "fp32", ("eager",), (3,), (2,), (1,), {str(folder): ("dense", "depth-ppl:2L")})
-    session = Session(grid, grid.cells(), Places(root, root, root), Protocol(seconds=0))
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setattr(workers, "launch", forked)
+    session = Session(grid, grid.cells(), Places(root, root, root), Protocol(seconds=0), Machine("cpu"))
     for cell in grid.cells():
         assert session.measure(cell).passes
     session.close()
+    monkeypatch.undo()
     conclude(find(session.run, session.judge), update=Update("test", allow=["dirty", "inconclusive"]))
 
 
@@ -72,25 +79,24 @@ def suite(pytester):
     return lambda *options: pytester.runpytest_inprocess("perf", "--perf-seconds=0", *options)
 
 
-@pytest.fixture
-def broken_engine(monkeypatch):
-    """Make the eager engine raise `error` for batches of `batch` and more."""
-
-    def break_(error, batch):
-        def engine(model, ids, new, *, sample=False):
-            if ids.shape[0] >= batch:
-                raise error
-            return engines.eager(model, ids, new, sample=sample)
-
-        monkeypatch.setitem(engines.ENGINES, "eager", engine)
-
-    return break_
+@pytest.fixture(autouse=True)
+def install(monkeypatch, forked):
+    """Workers are forked, at once there; call this to have them install doubles first."""
+    monkeypatch.setattr(workers, "launch", forked)
+    monkeypatch.setattr(forked, "doubles", [])
+    return lambda double, *args, **kwargs: forked.doubles.append(doubles.partial(double, *args, **kwargs))
 
 
 def lines(pytester, kind, run="*"):
     """Records of one kind, over all runs, in order."""
-    text = "".join(p.read_text() for p in sorted(pytester.path.glob(f"reports/{run}/results.jsonl")))
-    return [r for r in map(json.loads, text.splitlines()) if r["kind"] == kind]
+    text = "\n".join(p.read_text() for p in sorted(pytester.path.glob(f"reports/{run}/results.jsonl")))
+    records = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+    return [r | r.get("cell", {}) if kind == "cell" else r for r in records if r["kind"] == kind]
+
+
+def cell_ids(pytester):
+    """Of the cells that were measured, in order."""
+    return [Cell(**{k: r[k] for k in Cell.__dataclass_fields__}).id for r in lines(pytester, "cell")]
 
 
 def report_text(pytester):
@@ -104,9 +110,11 @@ def test_a_run_measures_every_cell_and_writes_its_report_last(suite, pytester):
     result = suite("-v")
     result.assert_outcomes(passed=4, deselected=3)
     result.stdout.fnmatch_lines([f"*[[]{DENSE.format(1)}[]]* s, * tokens/s, no baseline*"])
-    assert [c["id"] for c in lines(pytester, "cell")] == [i.format(m) for i in (DENSE, OURS) for m in (1, 2)]
-    assert all(len(c["latency_s"]) == 3 and c["status"] == "ok" for c in lines(pytester, "cell"))
-    assert [s["footprint"]["layers"] for s in lines(pytester, "subject")] == [8, 6]
+    assert cell_ids(pytester) == [i.format(m) for i in (DENSE, OURS) for m in (1, 2)]
+    assert all(len(c["times"]["latency_s"]) == 3 and c["status"] == "ok" for c in lines(pytester, "cell"))
+    assert [s["costs"]["layers"] for s in lines(pytester, "subject")] == [8, 6]
+    assert [len(c.get("dense", {"own_s": []})["own_s"]) for c in lines(pytester, "cell")] == [0, 0, 3, 3]
+    assert [b["cell"] for b in lines(pytester, "begun")] == cell_ids(pytester)
     result.stdout.fnmatch_lines(["* s, of which * % timed generation, * % warming up, * % building models."])
     path = result.stdout.lines[-2].removeprefix("report: ")
     text = Path(path).read_text()
@@ -115,13 +123,30 @@ def test_a_run_measures_every_cell_and_writes_its_report_last(suite, pytester):
     assert (Path(path).parent / "throughput_latency.svg").exists()
 
 
-def test_a_model_is_loaded_once_for_dense_and_its_pruned_form(suite, monkeypatch):
-    """And scored once, whatever the number of cells."""
-    loads = []
-    plain = Subjects._dense
-    monkeypatch.setattr(Subjects, "_dense", lambda self, cell: (plain(self, cell), loads.append(self.loads))[0])
+def test_a_subject_has_one_process_and_pytests_own_has_no_torch(suite, forked):
+    """Whatever the number of its cells; dense stays for those that are measured beside it."""
+    before = forked.started
     suite()
-    assert loads == [1, 1]
+    assert forked.started - before == 2
+    code = "import pytest, sys; pytest.main(['perf', '--perf-seconds=0', '--perf-batches=1', '--perf-methods=dense',"
+    code += " '-p', 'slimcore.bench.suite.plugin', '--perf-reports=r']); print('torch' in sys.modules)"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert "1 passed" in done.stdout
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_shorter_outputs_are_told_by_the_longest(suite, pytester):
+    """One generate tells of all: fewer runs, the same cells, each its own TTFT, step and peak."""
+    suite("--perf-outputs", "2,5,3", "--perf-batches", "1", "--perf-methods", "dense").assert_outcomes(
+        passed=3, deselected=3
+    )
+    assert [b["cell"] for b in lines(pytester, "begun")] == ["tiny/dense/i3-o5/m1/eager-fp32"]
+    short, middle, whole = sorted(lines(pytester, "cell"), key=lambda c: c["output_tokens"])
+    assert short["ttft_s"] == middle["ttft_s"] == whole["ttft_s"]
+    for a, b in ((short, middle), (middle, whole)):
+        assert all(x < y for x, y in zip(a["times"]["latency_s"], b["times"]["latency_s"], strict=True))
+    assert all(c["peak_bytes"] > 0 and len(c["tpot_s"]) == 3 and min(c["tpot_s"]) > 0 for c in (short, middle, whole))
 
 
 def test_a_saved_model_is_scored_and_its_perplexity_told(suite, pytester, tokenizer):
@@ -153,53 +178,44 @@ def test_scoring_before_a_cell_shows_its_progress_on_a_terminal(pytester, tokeni
 
 def test_gpu_cells_without_a_device_fail_in_one_sentence(suite, pytester, monkeypatch):
     """Not zero, nothing written."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for options in (["-m", "gpu"], ["--perf-grid", "figure"]):
-        result = suite(*options)
+    for module in (plugin, whole_run, options):
+        monkeypatch.setattr(module, "has_cuda", lambda: False)
+    for asked in (["-m", "gpu"], ["--perf-grid", "figure"]):
+        result = suite(*asked)
         assert result.ret != 0
         result.stderr.fnmatch_lines(["ERROR: 0 of 3 cells measured: no CUDA device"])
     assert not (pytester.path / "reports").exists()
 
 
-def test_out_of_memory_is_a_result_and_the_suite_goes_on(suite, pytester, broken_engine):
+def test_out_of_memory_is_a_result_and_the_suite_goes_on(suite, pytester, install):
     """The larger batch is not tried, and says so; another method's cells are measured; the report marks it."""
-    broken_engine(torch.OutOfMemoryError("CUDA out of memory"), 2)
+    install(doubles.out_of_memory, 2)
     suite("--perf-batches", "1,2,4").assert_outcomes(passed=6, deselected=3)
-    cells = {c["id"]: c for c in lines(pytester, "cell")}
+    cells = dict(zip(cell_ids(pytester), lines(pytester, "cell"), strict=True))
     for subject in (DENSE, OURS):
         assert [cells[subject.format(m)]["status"] for m in (1, 2, 4)] == ["ok", "oom", "oom"]
         assert cells[subject.format(4)]["detail"] == "not tried: M2 was out of memory already"
     assert report_text(pytester).count("out of memory") == 4
 
 
-def test_a_model_that_does_not_fit_is_out_of_memory(suite, pytester, monkeypatch):
+def test_a_model_that_does_not_fit_is_out_of_memory(suite, pytester, install):
     """Before any cell could run; its cells are results, and each says why."""
-
-    def refuse(*_, **__):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr("slimcore.bench.measure.subject.load", refuse)
+    install(doubles.no_room)
     suite().assert_outcomes(passed=4, deselected=3)
     assert [c["status"] for c in lines(pytester, "cell")] == ["oom"] * 4
     assert "the model itself does not fit" in lines(pytester, "cell")[0]["detail"]
 
 
-def test_where_memory_is_not_given_back_the_next_cells_run_in_fresh_processes(suite, pytester, monkeypatch):
-    """What leaked is told; the cells after it are measured all the same."""
-    leaked = iter([0, 0, 10**9])
-    monkeypatch.setattr("slimcore.bench.measure.timing.allocated", lambda device: next(leaked, 10**9))
-    monkeypatch.setattr("slimcore.bench.suite.alone.allocated", lambda device: 10**9)
-
-    def refuse(*_, **__):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr("slimcore.bench.measure.timing._measure", refuse)
-    suite("--perf-batches", "1", "--perf-inputs", "3,4").assert_outcomes(passed=4, deselected=2)
-    first, *rest = lines(pytester, "cell")
-    assert first["status"] == "oom"
-    assert "bytes stayed allocated" in first["detail"]
-    assert [c["status"] for c in rest] == ["ok"] * 3
-    assert [s["method"] for s in lines(pytester, "subject")] == ["dense", "depth-ppl:2L"]
+def test_where_memory_is_not_given_back_the_next_cell_has_a_new_process(suite, pytester, install, forked):
+    """What stayed is told, and no cell after it pays for it."""
+    install(doubles.out_of_memory, 2)
+    install(doubles.keeps_memory)
+    before = forked.started
+    suite("--perf-batches", "1,2", "--perf-inputs", "3,4", "--perf-methods", "dense")
+    cells = lines(pytester, "cell")
+    assert [c["status"] for c in cells] == ["ok", "oom", "ok", "oom"]
+    assert "bytes stayed allocated" in cells[1]["detail"]
+    assert forked.started - before == 2
 
 
 def test_a_plan_tells_each_cell_and_measures_nothing(suite, pytester):
@@ -225,17 +241,17 @@ def test_an_engine_that_is_not_installed_is_skipped_with_its_reason(suite):
     """And no other cell with it."""
     result = suite("--perf-engines", "eager,vllm", "--perf-batches", "1", "-rs")
     result.assert_outcomes(passed=2, skipped=2, deselected=2)
-    result.stdout.fnmatch_lines(["SKIPPED * vllm is not installed: pip install vllm"])
+    result.stdout.fnmatch_lines(["SKIPPED * vllm is not installed: pip install vllm*"])
 
 
-def test_an_error_fails_its_cell_and_no_other(suite, pytester, broken_engine):
+def test_an_error_fails_its_cell_and_no_other(suite, pytester, install, forked):
     """Recorded with its traceback; measured again on resume."""
-    broken_engine(ValueError("shape mismatch"), 2)
+    install(doubles.raises, ValueError("shape mismatch"), 2)
     result = suite()
     result.assert_outcomes(passed=2, failed=2, deselected=3)
     result.stdout.fnmatch_lines(["*ValueError: shape mismatch*"])
     assert [c["status"] for c in lines(pytester, "cell")] == ["ok", "error", "ok", "error"]
-    engines.ENGINES["eager"] = engines.eager
+    forked.doubles.clear()
     suite("--perf-resume").assert_outcomes(passed=4, deselected=3)
     assert len(lines(pytester, "cell")) == 6
 
@@ -248,8 +264,8 @@ def test_width_methods_are_measured_with_and_without_multiples(suite, pytester):
     assert (pruner["label"], flap["label"]) == ("LLM-Pruner", "FLAP x8")
     assert {len(w["channels"]) % 8 for w in flap["plan"]["width"].values()} == {0}
     assert flap["plan"]["width_scores"] == []
-    assert flap["footprint"]["parameters"] < dense["footprint"]["parameters"]
-    assert flap["footprint"]["parameters"] == flap["plan"]["parameters"]
+    assert flap["costs"]["parameters"] < dense["costs"]["parameters"]
+    assert flap["costs"]["parameters"] == flap["plan"]["parameters"]
     suite(*options, "--perf-resume").assert_outcomes(passed=3, deselected=3)
 
 
@@ -259,9 +275,9 @@ def test_accepting_then_measuring_again_compares(suite, pytester):
     (path,) = pytester.path.glob("baselines/*/cpu/*.json")
     data = json.loads(path.read_text())
     for cell in data["cells"].values():
-        cell["latency_s"] = [t * 1000 for t in cell["latency_s"]]
-    data["cells"][OURS.format(2)] = {"status": "oom", "latency_s": []}
-    data["cells"]["tiny/dense/i3-o2/m9/eager-fp32"] = {"status": "ok", "latency_s": [1.0]}
+        cell["times"]["latency_s"] = [t * 1000 for t in cell["times"]["latency_s"]]
+    data["cells"][OURS.format(2)] = {"status": "oom"}
+    data["cells"]["tiny/dense/i3-o2/m9/eager-fp32"] = {"status": "ok", "times": {"latency_s": [1.0]}}
     path.write_text(json.dumps(data))
     result = suite("-v", "--perf-reports", "second")
     result.stdout.fnmatch_lines(
@@ -279,15 +295,15 @@ def test_accepting_then_measuring_again_compares(suite, pytester):
     assert told.count("where that is meant, accept it") == 1
 
 
-def test_a_cell_that_no_longer_fits_fails(suite, pytester, broken_engine):
+def test_a_cell_that_no_longer_fits_fails(suite, pytester, install):
     """ok -> oom, in the failing test itself."""
     suite(*UPDATE, "--perf-reports", "first")
     (path,) = pytester.path.glob("baselines/*/cpu/*.json")
     night = json.loads(path.read_text())
     for cell in night["cells"].values():  # so that no other cell's verdict is a matter of the clock
-        cell["latency_s"] = [t * 1000 for t in cell["latency_s"]]
+        cell["times"]["latency_s"] = [t * 1000 for t in cell["times"]["latency_s"]]
     path.write_text(json.dumps(night))
-    broken_engine(torch.OutOfMemoryError("CUDA out of memory"), 2)
+    install(doubles.out_of_memory, 2)
     result = suite()
     result.assert_outcomes(passed=2, failed=2, deselected=3)
     result.stdout.fnmatch_lines([f"*{DENSE.format(2)}: ok -> oom*"])
@@ -305,9 +321,17 @@ def test_part_of_a_grid_updates_its_own_cells_only(suite, pytester):
     assert list(json.loads(second.read_text())["cells"]) == [DENSE.format(2), OURS.format(2)]
 
 
-def test_a_run_with_an_error_is_not_accepted(suite, pytester, broken_engine):
+def test_where_git_cannot_say_the_commit_a_run_is_not_accepted_as_clean(suite, pytester):
+    """There is no repository here: said, not taken for granted."""
+    result = suite(*UPDATE[:2], "--perf-allow=inconclusive", "--perf-methods", "dense")
+    assert result.ret != 0
+    result.stdout.fnmatch_lines(["*git cannot say which commit this is*--perf-allow dirty*"])
+    assert not list(pytester.path.glob("baselines/*/*/*"))
+
+
+def test_a_run_with_an_error_is_not_accepted(suite, pytester, install):
     """The exit code says so, and no baseline is written."""
-    broken_engine(ValueError("no"), 2)
+    install(doubles.raises, ValueError("no"), 2)
     result = suite(*UPDATE)
     result.stdout.fnmatch_lines(["2 of 4 cells have no result to accept*", "- FAILED accepting"])
     assert result.ret != 0
@@ -323,8 +347,7 @@ def test_resuming_skips_what_is_done_and_survives_a_torn_line(suite, pytester):
     result = suite("--perf-resume", "-k", "depth-ppl")
     result.assert_outcomes(passed=2, deselected=5)
     result.stdout.fnmatch_lines(["4 of 4 cells measured: 4 ok (1 of them by an earlier start of this run)."])
-    ids = [c["id"] for c in lines(pytester, "cell")]
-    assert ids == [i.format(m) for i in (DENSE, OURS) for m in (1, 2)]
+    assert cell_ids(pytester) == [i.format(m) for i in (DENSE, OURS) for m in (1, 2)]
     assert DENSE.format(2).removeprefix("tiny/") in report_text(pytester)
 
 
@@ -338,10 +361,10 @@ def test_a_run_killed_in_the_middle_is_gone_on_with(suite, pytester):
         time.sleep(0.02)
     os.killpg(killed.pid, signal.SIGKILL)
     killed.wait()
-    done = [c["id"] for c in lines(pytester, "cell")]
+    done = cell_ids(pytester)
     assert 1 <= len(done) < 4
     suite("--perf-resume", "--perf-outputs", "60").assert_outcomes(passed=4, deselected=3)
-    ids = [c["id"] for c in lines(pytester, "cell")]
+    ids = cell_ids(pytester)
     assert ids[: len(done)] == done
     assert len(ids) == len(set(ids)) == 4
 
@@ -352,6 +375,15 @@ def test_a_run_killed_in_the_middle_is_gone_on_with(suite, pytester):
         (["--perf-grid", "figur"], "*unknown grid 'figur'; did you mean 'figure'? (known: cpu, figure)*"),
         (["--perf-plan", "--perf-gpu", "h10"], "*unknown GPU 'h10'; did you mean 'h100'?*"),
         (["--perf-budget", "soon"], "*argument --perf-budget: invalid*"),
+        (["-n", "2", "--perf-plan"], "*--perf-plan measures nothing: run without -n*"),
+        (["--perf-detect", "5"], "*argument --perf-detect: invalid*"),
+        (["--perf-detect", "0"], "*argument --perf-detect: invalid*"),
+        (["--perf-detect=-0.1"], "*argument --perf-detect: invalid*"),
+        (["--perf-detect", "nan"], "*argument --perf-detect: invalid*"),
+        (["--perf-seconds=-1"], "*argument --perf-seconds: invalid*"),
+        (["--perf-seconds", "nan"], "*argument --perf-seconds: invalid*"),
+        (["--perf-python", "vllm=absent"], "*argument --perf-python: invalid*"),
+        (["--perf-engine-options", "[1]"], "*argument --perf-engine-options: invalid*"),
         (["-n", "2", "--perf-budget", "1m"], "*--perf-budget counts the time of one process*"),
         (
             ["--perf-devices", "auto"],
@@ -379,7 +411,7 @@ def test_bad_options_are_one_line_and_not_zero(suite, options, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [("{", "*is not JSON*"), ('{"schema": "other/7"}', "*has schema 'other/7', expected*"),
-     ('{"schema": "slimcore.baseline/2", "cells": [1]}', "*has no cells with a status*")],
+     ('{"schema": "slimcore.baseline/3", "cells": [1]}', "*.json: *")],
 )  # fmt: skip
 def test_a_broken_baseline_is_one_line_and_not_zero(suite, pytester, content, message):
     """It is never taken for an absent one."""
@@ -396,9 +428,9 @@ def test_a_run_is_gone_on_with_on_as_many_devices(tmp_path):
     """Spread over the GPUs it would be another measurement: refused, as another machine is."""
     grid = Grid("g", "cpu", "fp32", ("eager",), (3,), (2,), (1,), {"tiny": ("dense",)})
     places = Places(tmp_path, tmp_path, tmp_path)
-    Session(grid, grid.cells(), places, Protocol()).close()
+    Session(grid, grid.cells(), places, Protocol(), Machine("cpu")).close()
     with pytest.raises(ResultsError, match="was measured with devices None, this is 'auto'"):
-        Session(grid, grid.cells(), places, Protocol(), Options(resume="latest", devices="auto"))
+        Session(grid, grid.cells(), places, Protocol(), Machine("cpu", "auto"), Options(resume="latest"))
 
 
 def test_a_model_that_is_spread_has_the_same_weights_and_never_the_hosts_memory(tmp_path):
@@ -409,17 +441,77 @@ def test_a_model_that_is_spread_has_the_same_weights_and_never_the_hosts_memory(
         assert all(torch.equal(a, b) for a, b in zip(spread.parameters(), plain.parameters(), strict=True))
         assert torch.equal(spread(ids()).logits, plain(ids()).logits)
     with pytest.raises(torch.OutOfMemoryError, match="some layers are on the host"):
-        Subjects(devices="auto").get(Cell("tiny", "dense", 3, 2, 1, "eager", "fp32", "cuda"))
+        Built(Cell("tiny", "dense", 3, 2, 1, "eager", "fp32", "cuda"), devices="auto")
 
 
-def test_a_process_that_cannot_spread_a_model_is_refused(monkeypatch):
-    """Another version may know nothing of --perf-devices; this one does."""
-    with Remote(HERE, "auto"):
-        pass
-    process = Remote(HERE)
-    monkeypatch.setattr(process, "_devices", "auto")
-    with pytest.raises(ResultsError, match="cannot spread a model: leave --perf-devices out"), process:
-        pass
+def test_a_hung_cell_costs_its_deadline_and_no_other_cell(suite, pytester, install, monkeypatch):
+    """Its process is ended; the next cell has a new one."""
+    monkeypatch.setattr(lanes, "LEAST", 3.0)
+    install(doubles.hangs, 2)
+    suite("--perf-methods", "dense", "--perf-inputs", "3,4").assert_outcomes(passed=2, failed=2, deselected=6)
+    cells = lines(pytester, "cell")
+    assert [c["status"] for c in cells] == ["ok", "error", "ok", "error"]
+    assert "gave no sign of life for 3 s, and was ended" in cells[1]["detail"]
+
+
+def test_a_worker_that_dies_is_an_error_with_its_signal(suite, pytester, install):
+    """Of its cell only."""
+    install(doubles.dies, 6, 2)
+    suite().assert_outcomes(passed=3, failed=1, deselected=3)
+    assert "a measuring process ended by signal 9" in lines(pytester, "cell")[-1]["detail"]
+
+
+def test_a_cell_that_took_the_machine_down_is_tried_once_more(suite, pytester):
+    """Where nothing of it was written after two beginnings, it is an error, and not tried for ever."""
+    suite()
+    (path,) = pytester.path.glob("reports/*/results.jsonl")
+    whole = path.read_text().splitlines()
+    for _ in range(2):
+        path.write_text("\n".join(whole[:-1]) + "\n")  # begun, and the machine went down
+        begun = len(lines(pytester, "begun"))
+        result = suite("--perf-resume")
+        if begun == 4:
+            result.assert_outcomes(passed=4, deselected=3)
+            whole = path.read_text().splitlines()
+            assert json.loads(whole[-2])["kind"] == "begun"
+    result.assert_outcomes(passed=3, failed=1, deselected=3)
+    assert "down 2 times" in lines(pytester, "cell")[-1]["detail"]
+
+
+def test_a_run_is_gone_on_with_by_the_same_software_or_never_accepted(suite, pytester):
+    """Another commit, dtype's library or thread count is said; insisting makes a run that is no night."""
+    suite("--perf-batches", "1", "--perf-methods", "dense")
+    (path,) = pytester.path.glob("reports/*/results.jsonl")
+    text = path.read_text()
+    path.write_text(text.replace(f'"torch":"{torch.__version__}"', '"torch":"1.13"'))
+    result = suite("--perf-resume")
+    assert result.ret != 0
+    result.stderr.fnmatch_lines(
+        [f"ERROR: *was measured by other software (torch 1.13 -> {torch.__version__})*--perf-mixed*"]
+    )
+    result = suite("--perf-resume", "--perf-mixed", *UPDATE)
+    result.stdout.fnmatch_lines(["*- FAILED accepting*"])
+    assert not list(pytester.path.glob("baselines/*/*/*"))
+
+
+def test_a_model_with_other_weights_is_not_gone_on_with(suite, pytester, tokenizer):
+    """The cells of one run are of one model."""
+    slimcore.save(tiny(layers=8), pytester.path / "mine", tokenizer=tokenizer)
+    options = ("--perf-models", "./mine", "--perf-methods", "dense")
+    suite(*options, "--perf-batches", "1")
+    slimcore.save(tiny(layers=8, seed=1), pytester.path / "mine", tokenizer=tokenizer, overwrite=True)
+    suite(*options, "--perf-batches", "1,2", "--perf-resume").assert_outcomes(passed=1, failed=1, deselected=2)
+    assert "the weights of ./mine are others than when this run began" in lines(pytester, "cell")[-1]["detail"]
+
+
+def test_two_do_not_write_to_one_run(suite, pytester):
+    """The second is refused, in one line."""
+    suite("--perf-batches", "1", "--perf-methods", "dense")
+    (folder,) = pytester.path.glob("reports/*")
+    held = results.resume(folder.parent, folder.name, "cpu")
+    result = suite("--perf-resume")
+    held.close()
+    result.stderr.fnmatch_lines(["ERROR: another process is writing to *"])
 
 
 def test_collecting_measures_nothing(suite, pytester):
@@ -438,10 +530,28 @@ def test_workers_measure_whole_subjects_and_the_controller_concludes(suite, pyte
     files = sorted(pytester.path.glob("reports/*/results-gw*.jsonl"))
     assert len(files) == 2
     owners = [
-        {json.loads(line)["method"] for line in f.read_text().splitlines() if '"kind":"cell"' in line} for f in files
+        {json.loads(line)["cell"]["method"] for line in f.read_text().splitlines() if '"kind":"cell"' in line}
+        for f in files
     ]
     assert sorted(map(list, owners)) == [["dense"], ["depth-ppl:2L"]]
     assert all(i.removeprefix("tiny/").format(m) in report_text(pytester) for i in (DENSE, OURS) for m in (1, 2))
+
+
+def test_workers_that_measure_nothing_fail_the_run(suite):
+    """Every cell skipped, as its engine is not here: not green."""
+    result = suite("-n", "2", "--perf-engines", "vllm", "--perf-batches", "1", "--perf-methods", "dense")
+    assert result.ret != 0
+    result.stdout.fnmatch_lines(["*0 of 1 cells measured: a gate that saw nothing is not green*"])
+
+
+def test_accepted_cells_that_do_not_run_are_not_green(suite, pytester):
+    """Their engine is not installed any more: said, and failed, though all that ran is well."""
+    suite(*UPDATE)
+    (path,) = pytester.path.glob("baselines/*/cpu/*.json")
+    path.write_text(path.read_text().replace("m2/eager-fp32", "m2/vllm-fp32"))
+    result = suite("--perf-engines", "eager,vllm", "--perf-reports", "second")
+    assert result.ret != 0
+    result.stdout.fnmatch_lines(["2 accepted cells of 8 planned ones were not measured*", "*FAILED not measured*"])
 
 
 def test_this_version_against_itself(suite, pytester):
@@ -450,7 +560,7 @@ def test_this_version_against_itself(suite, pytester):
     assert result.ret == 0
     first, second = lines(pytester, "cell")[-1], lines(pytester, "cell")[0]
     assert {first["round"], second["round"]} == {1, 2}
-    assert len(first["against_s"]) == len(first["latency_s"]) == 3
+    assert len(first["against"]["pairs"]["other_s"]) == len(first["times"]["latency_s"]) == 3
     assert "## Noise" in report_text(pytester)
     result.stdout.fnmatch_lines(["The same code against itself: * of 2 comparisons called slower, in * of 2 runs."])
 

@@ -1,8 +1,10 @@
 """A sweep, its figure, and the picture of perplexity against speed."""
 
 import json
+from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.image import imread
@@ -10,7 +12,8 @@ from matplotlib.image import imread
 import slimcore
 from slimcore import healing
 from slimcore.bench.grid.cells import Cell
-from slimcore.bench.measure.subject import Subjects
+from slimcore.bench.measure.subject import Built
+from slimcore.bench.records.records import Quality, Times
 from slimcore.bench.report import pareto
 from slimcore.bench.report import writing as report
 from slimcore.bench.sweep import _Work
@@ -93,23 +96,32 @@ def test_nothing_beats_the_front(figures):
 def test_the_report_draws_perplexity_against_speed(tmp_path):
     """Where three subjects have a perplexity: speed-up at the smallest and the largest M of all."""
     made = make_run(tmp_path / "run", (1, 8), factor=0.5)
-    for cell in [c for c in made.cells.values() if c["method"] != "dense"]:
-        healed = cell | {"method": "depth-ppl+heal:9L", "id": cell["id"].replace("depth-ppl", "depth-ppl+heal")}
-        made.add(healed | {"latency_s": [s / 2 for s in healed["latency_s"]]})
+    for one in [one for one in made.cells.values() if one.cell.method != "dense"]:
+        times = Times(tuple(seconds / 2 for seconds in one.times.latency_s))
+        made.add(replace(one, cell=replace(one.cell, method="depth-ppl+heal:9L"), times=times))
     assert pareto.speeds(made.cells.values(), made.subjects) == {}
-    own = dict(made.subjects)
-    for method, value in (("dense", 5.0), ("depth-ppl:9L", 20.0), ("depth-ppl+heal:9L", 9.0)):
-        subject = own.get(("llama-7b", method)) or own["llama-7b", "depth-ppl:9L"] | {"method": method}
-        tokens = {"text": "t", "bos": False, "windows": [1, 128], "tokens_sha256": "a"}
-        made.add(subject | {"perplexity": {"value": value, "predictions": 127, "tokens": tokens}})
+    ours = made.subjects["llama-7b", "depth-ppl:9L", "fp16"]
+    made.add(replace(ours, method="depth-ppl+heal:9L"))
+    made.add(replace(ours, method="flap:0.27"))
+    dense = next(iter(made.cells.values()))
+    made.add(replace(dense, cell=replace(dense.cell, method="flap:0.27")))
+    tokens = {"text": "t", "bos": False, "windows": [1, 128], "tokens_sha256": "a"}
+    for subject, value in zip(list(made.subjects.values()), (5.0, 20.0, 9.0, None), strict=True):
+        made.add(replace(subject, perplexity=Quality(value, 127, tokens)))
     panels = pareto.speeds(made.cells.values(), made.subjects)
     assert list(panels) == ["llama-7b, M1", "llama-7b, M8"]
     assert [(p.method, p.healed, round(p.gain, 3), p.perplexity) for p in panels["llama-7b, M8"]] == [
         ("Dense", False, 1.0, 5.0), ("Ours", False, 2.0, 20.0), ("Ours", True, 4.0, 9.0)
     ]  # fmt: skip
-    made.start["cells"] = made.start["grid_cells"] = list(made.cells)
+    made.add(replace(made.start, started="2026-01-01T01", cells=tuple(made.cells)))
     text = report.write(found(made, tmp_path)).read_text()
     assert f"![Perplexity against speed]({pareto.FIGURE})" in text
+    assert [row.split("|")[-2].strip() for row in text.splitlines() if "| fp16 " in row] == [
+        "5.00",
+        "20.00",
+        "9.00",
+        "inf",
+    ]
     assert imread(made.folder / pareto.FIGURE).std() > 0.05
 
 
@@ -117,16 +129,34 @@ def test_a_healed_cell_is_healed_once(model, monkeypatch):
     """Plan and perplexity are recorded; where they are known already, only the shape is cut: that decides on speed."""
     monkeypatch.setattr(healing, "judge", lambda *_: Verdict(1.0, {"a": 2.0}, {"a": 1.0}))
     healed = Cell(str(model), "depth-magnitude+heal:2L", 12, 2, 1, "eager", "fp32", "cpu")
-    subjects = Subjects()
-    record = subjects.get(healed).record
-    assert record["label"] == "Magnitude+, healed"
-    assert list(record["plan"]["steps"][0]["healed"]["error_left"].values()) < [1.0]
-    unhealed = Subjects().get(Cell(str(model), "depth-magnitude:2L", 12, 2, 1, "eager", "fp32", "cpu")).record
-    assert unhealed["footprint"] == record["footprint"]
-    assert unhealed["perplexity"]["value"] != record["perplexity"]["value"]
+    record = Built(healed).record
+    assert record.label == "Magnitude+, healed"
+    assert list(record.plan["steps"][0]["healed"]["error_left"].values()) < [1.0]
+    unhealed = Built(replace(healed, method="depth-magnitude:2L")).record
+    assert unhealed.costs == record.costs
+    assert unhealed.perplexity.value != record.perplexity.value
     monkeypatch.setattr("slimcore.bench.measure.subject.heal_", None)
-    again = Subjects({(str(model), healed.method): record}).get(healed).record
-    assert again | {"seconds": 0} == record | {"seconds": 0}
+    assert replace(Built(healed, record).record, seconds=0) == replace(record, seconds=0)
+
+
+def test_a_sweep_beyond_any_float_is_json_and_told(run, model, tmp_path):
+    """null in the file, inf in the table, gone on with; a file with another thing in a row is refused."""
+    network, tokenizer = slimcore.load(model)
+    with torch.no_grad():
+        network.lm_head.weight.mul_(1e4)
+    huge = slimcore.save(network, tmp_path / "huge", tokenizer=tokenizer)
+    asked = ("sweep", huge, "--out", tmp_path / "out", "--methods", "dense", "--ratios", "0.2", "--limit", 256)
+    for _ in range(2):
+        code, out, _ = run(*asked)
+        assert code == 0
+        assert "| inf " in out
+    path = tmp_path / "out" / "sweep.json"
+    (row,) = json.loads(path.read_text(), parse_constant=pytest.fail)["rows"]
+    assert list(row["perplexity"].values()) == [None]
+    path.write_text(path.read_text().replace('"achieved": 0.0', '"achieved": "none"'))
+    code, _, err = run(*asked)
+    assert code == 2
+    assert err.startswith(f"error: {path}, row 1: achieved must be a valid number (got 'none')")
 
 
 def test_a_sweep_knows_a_text_by_its_words(run, model, prose, tmp_path, monkeypatch):

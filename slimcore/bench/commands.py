@@ -25,7 +25,6 @@ from slimcore.plan import HEALING_WINDOWS
 
 if TYPE_CHECKING:
     from slimcore.bench.records.results import Run
-    from slimcore.bench.report.conclusion import Conclusion, Update
     from slimcore.bench.report.writing import Findings
 
 RunFolders = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, as reports/gpu-20260101.")]
@@ -45,7 +44,8 @@ def compare(
     found = find(*compared(old, new))
     table = comparison(found.cells, found.verdicts, found.baseline)
     typer.echo("\n".join([table, "", *standing(found)]).replace("**", ""))
-    _leave(found)
+    if not found.passes:
+        raise typer.Exit(1)
 
 
 def merge(
@@ -55,9 +55,11 @@ def merge(
 ) -> None:
     """Join the parts of a grid (--perf-shard) and gate the whole: exit 1 where it fails."""
     from slimcore.bench.records import results
+    from slimcore.bench.records.joining import join
 
-    joined = results.join([results.read(run) for run in runs], out)
-    _conclude(joined, baselines)
+    joined = join([results.read(run) for run in runs], out)
+    if _fails(joined, baselines):
+        raise typer.Exit(1)
 
 
 def report(runs: RunFolders, baselines: Baselines = Path("baselines")) -> None:
@@ -65,12 +67,7 @@ def report(runs: RunFolders, baselines: Baselines = Path("baselines")) -> None:
     from slimcore.bench.records import results
 
     read = [results.read(run) for run in runs]
-    failed = False
-    for run in read:
-        try:
-            _conclude(run, baselines)
-        except typer.Exit:
-            failed = True
+    failed = [run for run in read if _fails(run, baselines)]
     if failed:
         raise typer.Exit(1)
 
@@ -79,19 +76,17 @@ def accept(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, as reports/gpu-20260101.")],
     reason: Annotated[str, typer.Option(help="Why these measurements are right.")],
     replace: Annotated[bool, typer.Option("--replace", help="Cells that moved start anew.")] = False,  # noqa: FBT002
-    allow: Annotated[str, typer.Option(help="Accept it in spite of dirty,missing,inconclusive.")] = "",
+    allow: Annotated[str, typer.Option(help="In spite of dirty,missing,inconclusive; moved: left out.")] = "",
     pin: Annotated[bool, typer.Option("--pin", help="As a release, to measure drift against.")] = False,  # noqa: FBT002
     baselines: Baselines = Path("baselines"),
 ) -> None:
-    """Accept a saved run as a night of its machine, as --perf-update does."""
+    """Accept a saved run as a night of its machine, and print what that changes; exit 2 where it must not be."""
     from slimcore.bench.records import results
-    from slimcore.bench.report.conclusion import Update
+    from slimcore.bench.report import conclusion
 
     allowed = [word.strip() for word in allow.split(",") if word.strip()]
-    conclusion = _concluded(results.read(run), baselines, Update(reason, replace, allowed, pin))[1]
-    refused = [check for check in conclusion.failures if check.name == "accepting"]
-    if refused:
-        raise ResultsError(refused[0].message)
+    update = conclusion.Update(reason, replace, allowed, pin)
+    typer.echo("\n".join(conclusion.accept(_found(results.read(run), baselines), update)).strip())
 
 
 def history(
@@ -129,20 +124,20 @@ def predict(
 ) -> None:
     """Print, and draw, the limits of a grid on a GPU and what cannot fit there: neither GPU nor weights are needed."""
     from slimcore.bench.grid import forecast
-    from slimcore.bench.grid.cells import grid_named, load_grids
+    from slimcore.bench.grid.grids import grid_named, load_grids
     from slimcore.bench.grid.limit import gpu_named
-    from slimcore.bench.measure.timing import Protocol
+    from slimcore.bench.measure.protocol import Protocol
     from slimcore.bench.report import figures
 
     device = gpu_named(gpu)
     chosen = grid_named(load_grids(grids), grid)
     cells = chosen.narrow(models=models or None, methods=methods.split(",") if methods else None).cells()
-    subjects = forecast.costs(cells)
+    subjects = forecast.planned(cells)
     found = forecast.forecast(cells, subjects, device, Protocol())
     typer.echo("\n".join(forecast.limits(found, subjects, device)))
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        typer.echo(f"figure: {figures.draw(forecast.as_results(found), subjects, out)}")
+        typer.echo(f"figure: {figures.draw(figures.predicted(found), subjects, out)}")
 
 
 def sweep(
@@ -191,26 +186,22 @@ def sweep(
     typer.echo(f"report: {report}")
 
 
-def _conclude(run: Run, baselines: Path) -> None:
-    found, conclusion = _concluded(run, baselines)
-    _leave(found, conclusion)
+def _fails(run: Run, baselines: Path) -> bool:
+    """Write and print the report of a run; whether a cell or the whole fails."""
+    from slimcore.bench.report.conclusion import conclude
+
+    found = _found(run, baselines)
+    conclusion = conclude(found)
+    typer.echo("\n".join(conclusion.lines))
+    return bool(conclusion.failures) or not found.passes
 
 
-def _concluded(run: Run, baselines: Path, update: Update | None = None) -> tuple[Findings, Conclusion]:
+def _found(run: Run, baselines: Path) -> Findings:
+    """The verdicts on a run that is read."""
     from slimcore.bench.judge.judging import judge_of
-    from slimcore.bench.report.conclusion import conclude, find
+    from slimcore.bench.report.conclusion import find
 
     if not run.starts:
         raise ResultsError(f"{run.folder} has no start: nothing was measured there")
     # A suspect that no process has measured again must show more by itself.
-    found = find(run, judge_of(run, baselines, alone=len(run.cells)))
-    conclusion = conclude(found, update=update)
-    typer.echo("\n".join(conclusion.lines))
-    return found, conclusion
-
-
-def _leave(found: Findings, conclusion: Conclusion | None = None) -> None:
-    """Exit 1 where a cell or the whole fails."""
-    failures = found.failures if conclusion is None else conclusion.failures
-    if failures or not all(verdict.passes for verdict in found.verdicts.values()):
-        raise typer.Exit(1)
+    return find(run, judge_of(run, baselines, alone=len(run.cells)))

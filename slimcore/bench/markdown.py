@@ -12,9 +12,14 @@ def tabulated(rows: Sequence[Mapping[str, str]]) -> str:
     """A Markdown table through pandas and tabulate; cells are text already."""
     if not rows:
         return "Nothing yet."
-    frame = pd.DataFrame(rows).fillna("")
+    frame = pd.DataFrame([{_inside(k): _inside(v) for k, v in row.items()} for row in rows]).fillna("")
     align = ["right" if all(map(_is_number, frame[name])) else "left" for name in frame.columns]
     return str(frame.to_markdown(index=False, disable_numparse=True, colalign=align))
+
+
+def _inside(text: str) -> str:
+    """`text` as it can stand in a cell: on one line, without a border."""
+    return " ".join(text.splitlines()).replace("|", "\\|")
 
 
 def _is_number(text: str) -> bool:

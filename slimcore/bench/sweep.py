@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from slimcore import text
 from slimcore.bench.grid.cells import DENSE, Cut, parse_method
 from slimcore.bench.markdown import tabulated
-from slimcore.bench.measure.timing import Timing, peak_memory
+from slimcore.bench.measure import memory
 from slimcore.bench.report import pareto
 from slimcore.budget import Budget
 from slimcore.calibration import Tokens, calibration_tokens, heldout_tokens
@@ -29,13 +30,13 @@ from slimcore.selection import select
 from slimcore.surgery import prune_
 from slimcore.text import BUILTIN
 from slimcore.units import human
+from slimcore.validation import Strict, validated
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from slimcore.scores import Scores
 
-Record = dict[str, Any]
 T = TypeVar("T")
 
 
@@ -63,6 +64,27 @@ class Settings:
         return [source for source in self.heldout if text.read(source, "heldout").digest in calibrated]
 
 
+@dataclass(frozen=True)
+class Spent(Strict):
+    """What one step of a row took."""
+
+    seconds: float
+    peak_bytes: int | None  # of the process, the model included; None where it cannot be read
+
+
+@dataclass(frozen=True)
+class Row(Strict):
+    """One cut, measured."""
+
+    method: str  # without its ratio
+    ratio: float  # asked for; 0 for dense
+    achieved: float
+    parameters: int
+    perplexity: dict[str, float | None]  # by held-out text; None beyond any float
+    score: Spent | None = None
+    heal: Spent | None = None
+
+
 def sweep(settings: Settings, folder: Path) -> Path:
     """Add what `folder` lacks of the sweep, a row at a time; write table and figure of all; return the table's path.
 
@@ -75,13 +97,13 @@ def sweep(settings: Settings, folder: Path) -> Path:
             for method in settings.methods for ratio in (settings.ratios if method != DENSE else (0.0,))]  # fmt: skip
     path = folder / "sweep.json"
     rows = _known(path, settings)
-    done = {(row["method"], row["ratio"]) for row in rows}
+    done = {(row.method, row.ratio) for row in rows}
     work = _Work(settings)
     for method, cut, ratio in progress([c for c in cuts if (c[0], c[2]) not in done], "sweep"):
-        rows.append({"method": method, "ratio": ratio} | work.row(cut))
+        rows.append(work.row(method, ratio, cut))
         _write(path, settings, rows)
-    order = list(dict.fromkeys([*settings.methods, *(row["method"] for row in rows)]))
-    rows.sort(key=lambda row: (order.index(row["method"]), row["ratio"]))
+    order = list(dict.fromkeys([*settings.methods, *(row.method for row in rows)]))
+    rows.sort(key=lambda row: (order.index(row.method), row.ratio))
     _write(path, settings, rows)
     pareto.draw(_panels(rows), "share of block parameters removed", folder / "quality.png")
     report = folder / "sweep.md"
@@ -89,16 +111,16 @@ def sweep(settings: Settings, folder: Path) -> Path:
     return report
 
 
-def described(settings: Settings, rows: Sequence[Record], flattering: Sequence[str]) -> str:
+def described(settings: Settings, rows: Sequence[Row], flattering: Sequence[str]) -> str:
     """The sweep as a Markdown table, and under what conditions it was made; `flattering` as `Settings.flattering`."""
     table = [
         {
-            "method": row["method"],
-            "ratio": f"{row['achieved']:.1%}" if row["ratio"] else "",
-            "parameters": f"{row['parameters']:,}",
-            **{name: f"{value:.2f}" if value < 1e3 else f"{value:.1e}" for name, value in row["perplexity"].items()},
-            "scored in": _cost(row["score"]),
-            "healed in": _cost(row["heal"]),
+            "method": row.method,
+            "ratio": f"{row.achieved:.1%}" if row.ratio else "",
+            "parameters": f"{row.parameters:,}",
+            **{name: _figure(value) for name, value in row.perplexity.items()},
+            "scored in": _cost(row.score),
+            "healed in": _cost(row.heal),
         }
         for row in rows
     ]
@@ -119,13 +141,13 @@ class _Work:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._scores: tuple[str, Scores, Record] | None = None
+        self._scores: tuple[str, Scores, Spent] | None = None
 
-    def row(self, cut: Cut | None) -> Record:
+    def row(self, method: str, ratio: float, cut: Cut | None) -> Row:
         """One cut, from loading the model to its perplexities."""
         model, tokenizer = self._load()
-        scored: Record | None = None
-        healed: Record | None = None
+        scored: Spent | None = None
+        healed: Spent | None = None
         achieved = 0.0
         if cut is not None:
             scores, scored = self._score(model, tokenizer, cut)
@@ -136,30 +158,22 @@ class _Work:
                 _, healed = self._measured(lambda: heal_(model, plan, tokens))
             else:
                 prune_(model, plan)
-        found = {}
+        found: dict[str, float | None] = {}
         for source in self._settings.heldout:
             tokens = heldout_tokens(tokenizer, limit=self._settings.limit, bos=self._settings.bos, source=source)
-            found[tokens.text] = perplexity(model, tokens).value
-        return {
-            "achieved": achieved,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "perplexity": found,
-            "score": scored,
-            "heal": healed,
-        }
+            value = perplexity(model, tokens).value
+            found[tokens.text] = value if math.isfinite(value) else None
+        parameters = sum(p.numel() for p in model.parameters())
+        return Row(method, ratio, achieved, parameters, found, scored, healed)
 
     def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        settings = self._settings
-        model, tokenizer = load(
-            settings.model, dtype=settings.dtype, device=settings.device, revision=settings.revision
-        )
+        asked = self._settings
+        model, tokenizer = load(asked.model, dtype=asked.dtype, device=asked.device, revision=asked.revision)
         if tokenizer is None:
-            raise CheckpointError(
-                f"{settings.model} has no tokenizer, and a sweep measures on text: give another model"
-            )
+            raise CheckpointError(f"{asked.model} has no tokenizer, and a sweep measures on text: give another model")
         return model, tokenizer
 
-    def _score(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cut: Cut) -> tuple[Scores, Record]:
+    def _score(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cut: Cut) -> tuple[Scores, Spent]:
         """The scores of the cut's method, taken once; seconds and peak memory of that."""
         name = cut.method.name
         if self._scores is None or self._scores[0] != name:
@@ -175,21 +189,20 @@ class _Work:
             source=list(settings.texts) or None,
         )  # fmt: skip
 
-    def _measured(self, work: Callable[[], T]) -> tuple[T, Record]:
-        device, timing = self._settings.device.partition(":")[0], Timing("ok")
-        start = perf_counter()
-        with peak_memory(device, timing):
-            result = work()
-        return result, {"seconds": round(perf_counter() - start, 3), "peak_bytes": timing.peak_bytes}
+    def _measured(self, work: Callable[[], T]) -> tuple[T, Spent]:
+        device = self._settings.device.partition(":")[0]
+        known, start = memory.forget_peak(device), perf_counter()
+        result = work()
+        return result, Spent(round(perf_counter() - start, 3), memory.peak(device) if known else None)
 
 
-def _known(path: Path, settings: Settings) -> list[Record]:
+def _known(path: Path, settings: Settings) -> list[Row]:
     """Rows that are there already, of these methods and ratios or others."""
     if not path.exists():
         return []
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        theirs, rows = data["settings"], list(data["rows"])
+        theirs, rows = dict(data["settings"]), list(data["rows"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ResultsError(f"{path} is not a sweep ({error}): choose another folder") from None
     mine = json.loads(json.dumps(asdict(settings)))
@@ -199,21 +212,23 @@ def _known(path: Path, settings: Settings) -> list[Record]:
         raise ResultsError(
             f"{path} is a sweep with {name} {theirs.get(name)!r}, this has {mine[name]!r}: choose another folder"
         )
-    return rows
+    return [validated(Row, row, f"{path}, row {n}", ResultsError) for n, row in enumerate(rows, 1)]
 
 
-def _write(path: Path, settings: Settings, rows: Sequence[Record]) -> None:
-    write_text(path, json.dumps({"settings": asdict(settings), "rows": list(rows)}, indent=1) + "\n")
+def _write(path: Path, settings: Settings, rows: Sequence[Row]) -> None:
+    told = {"settings": asdict(settings), "rows": [asdict(row) for row in rows]}
+    write_text(path, json.dumps(told, indent=1, allow_nan=False) + "\n")
 
 
-def _panels(rows: Sequence[Record]) -> dict[str, list[pareto.Point]]:
+def _panels(rows: Sequence[Row]) -> dict[str, list[pareto.Point]]:
     """One panel a held-out text."""
     return {
         name: [
-            pareto.point_of(_spec(row["method"], row["ratio"]), row["achieved"], row["perplexity"][name])
+            pareto.point_of(_spec(row.method, row.ratio), row.achieved, value)
             for row in rows
+            if (value := row.perplexity[name]) is not None
         ]
-        for name in rows[0]["perplexity"]
+        for name in rows[0].perplexity
     }
 
 
@@ -222,8 +237,11 @@ def _spec(method: str, ratio: float) -> str:
     return method if method == DENSE else f"{method}:{Budget(ratio=ratio)}"
 
 
-def _cost(cost: Record | None) -> str:
-    if cost is None:
+def _figure(perplexity: float | None) -> str:
+    return "inf" if perplexity is None else f"{perplexity:.2f}" if perplexity < 1e3 else f"{perplexity:.1e}"
+
+
+def _cost(spent: Spent | None) -> str:
+    if spent is None:
         return ""
-    peak = cost["peak_bytes"]
-    return f"{cost['seconds']:.3g} s" + (f", {human(peak, 'B')}" if peak else "")
+    return f"{spent.seconds:.3g} s" + (f", {human(spent.peak_bytes, 'B')}" if spent.peak_bytes else "")

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from itertools import product
-from pathlib import Path
-from typing import Any
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from slimcore.budget import Budget
-from slimcore.errors import BudgetError, ResultsError, UnknownNameError
+from slimcore.errors import BudgetError, ResultsError
 from slimcore.methods import Method, method_named
+from slimcore.validation import Strict
 
 DENSE = "dense"
 HEAL = "+heal"  # after a method's name
+TIMED = "timed"  # engine, method and grid of a test that times code of its own
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 DEVICES = ("cpu", "cuda")
+WHOLE = ("compiled",)  # engines whose cache depends on how much is generated: a part of it is no cell of its own
+_ID = re.compile(rf"(.+)/([^/]+)/i(\d+)-o(\d+)/m(\d+)/(.+?)-({'|'.join(DTYPES)})(?:-(\w+))?(?:#(\d+))?", re.DOTALL)
+
+Key = tuple[str, str, str]  # of a subject: model, method, dtype
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One point of the grid."""
+class Cell(Strict):
+    """One point of the grid; or a test that times code of its own: see `of_test`."""
 
     model: str
     method: str  # `dense`, or what parse_method() reads
@@ -37,76 +40,53 @@ class Cell:
     @property
     def id(self) -> str:
         """The cell's name in tests, results and baselines."""
+        if self.timed:
+            return self.model
         lengths = f"i{self.input_tokens}-o{self.output_tokens}"
         again = f"#{self.round}" if self.round > 1 else ""
         how = f"{self.engine}-{self.dtype}" + ("" if self.protocol == "adaptive" else f"-{self.protocol}")
         return f"{self.model}/{self.method}/{lengths}/m{self.batch}/{how}{again}"
 
     @property
-    def subject(self) -> tuple[str, str]:
-        """What is built before measuring: (model, method)."""
-        return self.model, self.method
+    def timed(self) -> bool:
+        """Whether it is a test's own code, which generates nothing."""
+        return self.engine == TIMED
+
+    @property
+    def subject(self) -> Key:
+        """What is built before measuring."""
+        return self.model, self.method, self.dtype
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(batch, input tokens, output tokens)."""
+        return self.batch, self.input_tokens, self.output_tokens
+
+    @classmethod
+    def of_id(cls, name: str, device: str) -> Cell:
+        """The cell whose id is `name`. Raises ResultsError."""
+        found = _ID.fullmatch(name)
+        if found is None and "::" in name:
+            return cls.of_test(name, device)
+        if found is None:
+            raise ResultsError(f"{name!r} is no id of a cell, as llama-7b/dense/i12-o128/m8/eager-fp16")
+        model, method, inputs, outputs, batch, engine, dtype, protocol, again = found.groups()
+        lengths = int(inputs), int(outputs), int(batch)
+        return cls(model, method, *lengths, engine, dtype, device, int(again or 1), protocol or "adaptive")
+
+    @property
+    def ladder(self) -> Cell:
+        """What cells that differ in their output tokens alone have in common."""
+        return replace(self, output_tokens=0)
+
+    @classmethod
+    def of_test(cls, test: str, device: str) -> Cell:
+        """Of a test that times code of its own; the test's id, as `tests/test_speed.py::test_step`, is its name."""
+        return cls(test, TIMED, 1, 1, 1, TIMED, "", device)
 
     def with_batch(self, batch: int) -> Cell:
         """The same cell at another batch size."""
         return replace(self, batch=batch)
-
-    def as_dict(self) -> dict[str, Any]:
-        """The fields and the id, for JSON."""
-        return {"id": self.id} | asdict(self)
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Named axes; `cells` is their product, each model and method together, small batches first."""
-
-    name: str
-    device: str
-    dtype: str
-    engines: tuple[str, ...]
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    batches: tuple[int, ...]
-    models: Mapping[str, tuple[str, ...]]  # model -> its methods
-    rounds: int = 1
-    protocol: str = "adaptive"
-
-    def cells(self) -> list[Cell]:
-        """Every cell, in the order in which measuring builds each subject once."""
-        subjects = [(model, method) for model, methods in self.models.items() for method in methods]
-        return [
-            Cell(model, method, inputs, outputs, batch, engine, self.dtype, self.device, round_, self.protocol)
-            for round_, (model, method), engine, outputs, inputs, batch in product(
-                range(1, self.rounds + 1), subjects, self.engines, self.outputs, self.inputs, sorted(self.batches)
-            )
-        ]
-
-    def narrow(
-        self,
-        *,
-        models: Sequence[str] | None = None,
-        methods: Sequence[str] | None = None,
-        inputs: Sequence[int] | None = None,
-        outputs: Sequence[int] | None = None,
-        batches: Sequence[int] | None = None,
-        engines: Sequence[str] | None = None,
-    ) -> Grid:
-        """The grid with axes replaced; a model that is new to it is measured with the methods of the first one.
-
-        `methods` are names (`depth-ppl`: as this grid has it) or names with a budget (`depth-ppl:0.35`).
-        """
-        default = next(iter(self.models.values()))
-        chosen = {m: self.models.get(m, default) for m in models} if models else dict(self.models)
-        if methods:
-            chosen = {m: _pick(methods, has) for m, has in chosen.items()}
-        return replace(
-            self,
-            models=chosen,
-            inputs=tuple(inputs or self.inputs),
-            outputs=tuple(outputs or self.outputs),
-            batches=tuple(batches or self.batches),
-            engines=tuple(engines or self.engines),
-        )
 
 
 @dataclass(frozen=True)
@@ -151,68 +131,3 @@ def parse_method(spec: str) -> Cut | None:
     if x and not (multiple.isdigit() and int(multiple)):
         raise BudgetError(f"{spec!r}: {multiple!r} is not a number that widths are to be multiples of, as in 0.27x64")
     return Cut(method, Budget.parse(budget), int(multiple or 1), name.endswith(HEAL))
-
-
-def load_grids(path: Path) -> dict[str, Grid]:
-    """Read a grids file. Raises ResultsError where it is malformed, UnknownNameError for a method that is not known."""
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ResultsError(f"cannot read grids from {path}: {error}") from None
-    return {name: _grid(name, table, path) for name, table in tables.items()}
-
-
-def grid_named(grids: Mapping[str, Grid], name: str) -> Grid:
-    """The grid called `name`. Raises UnknownNameError with the nearest."""
-    if name not in grids:
-        raise UnknownNameError("grid", name, grids)
-    return grids[name]
-
-
-def _grid(name: str, table: Mapping[str, Any], path: Path) -> Grid:
-    try:
-        grid = Grid(
-            name=name,
-            device=table["device"],
-            dtype=table["dtype"],
-            engines=tuple(table["engines"]),
-            models={model: tuple(methods) for model, methods in table["models"].items()},
-            inputs=_numbers(table["inputs"]),
-            outputs=_numbers(table["outputs"]),
-            batches=_numbers(table["batches"]),
-        )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ResultsError(f"{path}: grid {name!r} is malformed ({type(error).__name__}: {error})") from None
-    for kind, value, known in (("device", grid.device, DEVICES), ("dtype", grid.dtype, DTYPES)):
-        if value not in known:
-            raise UnknownNameError(kind, value, known)
-    for methods in grid.models.values():
-        for method in methods:
-            parse_method(method)
-    return grid
-
-
-def _numbers(values: Iterable[int]) -> tuple[int, ...]:
-    numbers = tuple(int(v) for v in values)
-    if not numbers or min(numbers) < 1:
-        raise ValueError(f"expected numbers of 1 or more (got {list(numbers)})")
-    return numbers
-
-
-def _pick(wanted: Sequence[str], has: Sequence[str]) -> tuple[str, ...]:
-    """The grid's own form of each wanted method, or the wanted form itself where it names a budget."""
-    chosen: list[str] = []
-    for spec in wanted:
-        if ":" in spec or spec == DENSE:
-            parse_method(spec)
-            chosen.append(spec)
-            continue
-        plain = spec.removesuffix(HEAL)
-        method_named(plain)
-        # A healed cut takes as much as the method that the grid has without healing.
-        healed = [s.replace(plain, spec, 1) for s in has if s.partition(":")[0] == plain]
-        own = [s for s in has if s.partition(":")[0] == spec] or healed
-        if not own:
-            raise ResultsError(f"this grid has no {spec!r}: say how much to cut, as in {spec}:0.27")
-        chosen += own
-    return tuple(dict.fromkeys(chosen))

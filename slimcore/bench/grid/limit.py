@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
+from slimcore.bench.grid.cells import Cell, Key
+from slimcore.cost import Footprint
 from slimcore.errors import UnknownNameError
 
 GIB = 2**30
@@ -55,15 +57,26 @@ def gpu_named(name: str) -> Device:
     return GPUS[name]
 
 
-def seen(cells: Iterable[Mapping[str, Any]]) -> Device | None:
-    """The device that measured `cells` (of results), by the canary's best readings; None where there are none."""
-    chosen = [c for c in cells if c.get("canary_s")]
-    if not chosen:
+def seen(device: str, readings: Iterable[Sequence[float]]) -> Device | None:
+    """A device ("cpu", "cuda") by the best of the canary's readings there; None where none could be read."""
+    read = [reading for reading in readings if reading]
+    if not read:
         return None
-    edge, size = CANARY[chosen[0]["device"]]
-    readings = [reading for c in chosen for reading in c["canary_s"]]
-    product, copy = (min(reading[n] for reading in readings) for n in (0, 1))
+    edge, size = CANARY[device]
+    product, copy = (min(reading[n] for reading in read) for n in (0, 1))
     return Device("this device", 2 * edge**3 / product, 2 * size / copy, float("inf"))
+
+
+class Counted(Protocol):
+    """A subject whose costs are counted."""
+
+    @property
+    def label(self) -> str:
+        """In figures."""
+
+    @property
+    def costs(self) -> Footprint:
+        """Counted from its shapes."""
 
 
 @dataclass(frozen=True)
@@ -78,63 +91,59 @@ class Work:
         return max(self.flops / device.flops, self.bytes / device.bandwidth)
 
 
-def prefill(cost: Mapping[str, int], batch: int, tokens: int) -> Work:
+def prefill(cost: Footprint, batch: int, tokens: int) -> Work:
     """The prompt of `tokens`: all layers for each, the head for the last one."""
     positions = tokens * (tokens + 1) // 2
-    one = tokens * (cost["flops_per_token"] - cost["head_flops"]) + cost["head_flops"]
+    one = tokens * (cost.flops_per_token - cost.head_flops) + cost.head_flops
     return Work(
-        batch * (one + positions * cost["flops_per_position"]),
-        _weights(cost, batch * tokens) + batch * tokens * cost["kv_bytes_per_token"],
+        batch * (one + positions * cost.flops_per_position),
+        _weights(cost, batch * tokens) + batch * tokens * cost.kv_bytes_per_token,
     )
 
 
-def step(cost: Mapping[str, int], batch: int, position: int) -> Work:
+def step(cost: Footprint, batch: int, position: int) -> Work:
     """One token a row, the `position`-th: the weights once, the cache up to there."""
     return Work(
-        batch * (cost["flops_per_token"] + position * cost["flops_per_position"]),
-        _weights(cost, batch) + batch * position * cost["kv_bytes_per_token"],
+        batch * (cost.flops_per_token + position * cost.flops_per_position),
+        _weights(cost, batch) + batch * position * cost.kv_bytes_per_token,
     )
 
 
-def least_seconds(cost: Mapping[str, int], shape: tuple[int, int, int], device: Device) -> float:
+def least_seconds(cost: Footprint, shape: tuple[int, int, int], device: Device) -> float:
     """Of one whole generate: `shape` is (batch, input tokens, output tokens)."""
     batch, inputs, outputs = shape
     steps = (step(cost, batch, inputs + n).seconds(device) for n in range(1, outputs))
     return prefill(cost, batch, inputs).seconds(device) + sum(steps)
 
 
-def least_of(
-    cell: Mapping[str, Any], subjects: Mapping[tuple[str, str], Mapping[str, Any]], device: Device
-) -> float | None:
-    """Of a cell of results; None where its subject is not among `subjects`, or was counted before limits were."""
-    cost = subjects.get((cell["model"], cell["method"]), {}).get("footprint", {})
-    if "head_flops" not in cost:
-        return None
-    return least_seconds(cost, (cell["batch"], cell["input_tokens"], cell["output_tokens"]), device)
+def least_of(cell: Cell, subjects: Mapping[Key, Counted], device: Device) -> float | None:
+    """Of a cell; None where its subject is not among `subjects`."""
+    subject = subjects.get(cell.subject)
+    return None if subject is None else least_seconds(subject.costs, cell.shape, device)
 
 
-def cache_bytes(cost: Mapping[str, int], shape: tuple[int, int, int]) -> int:
+def cache_bytes(cost: Footprint, shape: tuple[int, int, int]) -> int:
     """Of keys and values when the last token is chosen, which is never put in."""
     batch, inputs, outputs = shape
-    return batch * (inputs + outputs - 1) * cost["kv_bytes_per_token"]
+    return batch * (inputs + outputs - 1) * cost.kv_bytes_per_token
 
 
-def least_bytes(cost: Mapping[str, int], shape: tuple[int, int, int]) -> int:
+def least_bytes(cost: Footprint, shape: tuple[int, int, int]) -> int:
     """Of memory at the last step: weights, cache, the longer cache of one layer beside the old, logits with their copy.
 
     What an allocator loses to fragments comes on top.
     """
     cache = cache_bytes(cost, shape)
-    logits = shape[0] * cost["vocabulary"] * (4 + cost["weight_bytes"] // cost["parameters"])
-    return cost["weight_bytes"] + cache + cache // (2 * cost["layers"]) + logits
+    logits = shape[0] * cost.vocabulary * (4 + cost.weight_bytes // cost.parameters)
+    return cost.weight_bytes + cache + cache // (2 * cost.layers) + logits
 
 
-def largest_batch(cost: Mapping[str, int], lengths: tuple[int, int], batches: Sequence[int], device: Device) -> int:
+def largest_batch(cost: Footprint, lengths: tuple[int, int], batches: Sequence[int], device: Device) -> int:
     """Of `batches`, the largest that can fit; 0 where none can."""
     return max((m for m in batches if least_bytes(cost, (m, *lengths)) <= device.memory), default=0)
 
 
-def _weights(cost: Mapping[str, int], tokens: int) -> int:
+def _weights(cost: Footprint, tokens: int) -> int:
     """Bytes read: all weights but the embedding, of which a token reads its row."""
-    rows = tokens * (cost["embedding_bytes"] // cost["vocabulary"])
-    return cost["weight_bytes"] - cost["embedding_bytes"] + min(rows, cost["embedding_bytes"])
+    rows = tokens * (cost.embedding_bytes // cost.vocabulary)
+    return cost.weight_bytes - cost.embedding_bytes + min(rows, cost.embedding_bytes)

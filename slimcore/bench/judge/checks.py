@@ -1,26 +1,32 @@
-"""What only the whole run shows: the machine, all cells together, slow drift, costs without a clock, lost cells."""
+"""What only the whole run shows: the machine, all cells together, slow drift, cells that were not measured or left."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from statistics import fmean, median
 
-from slimcore.bench.judge.baseline import Baseline, Record, cost_of
-from slimcore.bench.judge.gate import EFFECT, RULES, Judgement, canary_of, corrected, doubt, host_moved
+from slimcore.bench.grid.cells import TIMED
+from slimcore.bench.judge.baseline import Baseline
+from slimcore.bench.judge.costs import more_than
+from slimcore.bench.judge.gate import Judgement
 from slimcore.bench.judge.judging import Judge
+from slimcore.bench.judge.levels import canary_of, corrected, doubt, host_moved
+from slimcore.bench.judge.references import Nights, beside
+from slimcore.bench.judge.rules import EFFECT, RULES
+from slimcore.bench.records.records import Measurement, Times
 from slimcore.bench.records.results import Run
 from slimcore.bench.statistics import MEDIAN, robust_deviation, shrunk, step_deviation
 
 Z = 4.0  # nothing here is measured again
-CANARY = {"cpu": 0.15, "cuda": 0.01}  # night to night deviation that is expected of it
 CANARY_EFFECT = 0.05
 DRIFT = 0.05  # since the release
 RECENT = 5  # nights that say where a cell is now
-OPERATORS = "operator_calls_per_token"
-PERPLEXITY = 1e-3  # relative; below lies what another order of float operations does
+SHOWN = 5  # cells that a message names
+
+Cells = Mapping[str, Measurement]
 
 
 @dataclass(frozen=True)
@@ -31,40 +37,68 @@ class Check:
     message: str
 
 
-def failures(run: Run, cells: Mapping[str, Record], judge: Judge, verdicts: Mapping[str, Judgement]) -> list[Check]:
+def failures(run: Run, cells: Cells, judge: Judge, verdicts: Mapping[str, Judgement]) -> list[Check]:
     """All checks that fail, for the `cells` of `run`."""
-    quiet = {i: cell for i, cell in cells.items() if cell["status"] == "ok" and verdicts[i].verdict != "slower"}
+    quiet = {i: c for i, c in cells.items() if c.ran and verdicts[i].verdict != "slower"}
     checks = [_measured(run, cells)]
-    if not run.start.get("against"):
+    dearer: dict[str, str] = {}
+    if not run.start.against:
         checks += [
-            _lost(judge.baseline, run.start["grid_cells"]),
+            _unmeasured(run, judge.baseline),
+            _lost(run, judge.baseline),
             _machine(cells, judge, verdicts),
             _together(quiet, judge),
             _drift(cells, judge),
-            *costs(run.subjects, judge.baseline.costs, "accepted"),
         ]
-    elif not run.start.get("aa"):  # what differs from itself is a false alarm, to be counted
-        known = {f"{model}/{method}": cost_of(s) for (model, method), s in run.against.items()}
-        checks += [_together_beside(quiet, judge), *costs(run.subjects, known, "the other version")]
-    return [check for check in checks if check is not None]
+        dearer = more_than(judge.baseline.costs, run.subjects, "accepted")
+    elif not run.start.aa:  # what differs from itself is a false alarm, to be counted
+        checks.append(_together_beside(quiet))
+        dearer = more_than(run.others, run.subjects, "the other version")
+    return [
+        *(check for check in checks if check is not None),
+        *(Check(f"costs[{name}]", message) for name, message in dearer.items()),
+    ]
 
 
-def _measured(run: Run, cells: Mapping[str, Record]) -> Check | None:
-    if any(c["status"] in ("ok", "oom") for c in cells.values()):
+def _measured(run: Run, cells: Cells) -> Check | None:
+    if any(c.status != "error" for c in cells.values()):
         return None
     return Check("measured", f"0 of {len(run.planned)} cells measured: a gate that saw nothing is not green")
 
 
-def lost(baseline: Baseline, planned: Collection[str]) -> list[str]:
-    """Accepted cells that the grid no longer has."""
-    return sorted(set(baseline.histories) - set(planned))
+def _unmeasured(run: Run, baseline: Baseline) -> Check | None:
+    """Accepted cells that the run set out to measure, and did not."""
+    left = [i for i in run.planned if i in baseline.histories and i not in run.cells]
+    if not left or run.start.budget:
+        return None
+    return Check(
+        "not measured",
+        "\n  ".join(
+            [
+                f"{len(left)} accepted cells of {len(run.planned)} planned ones were not measured, nor judged:",
+                *left[:SHOWN],
+                *(["..."] if len(left) > SHOWN else []),
+                "finish the run with --perf-resume",
+            ]
+        ),
+    )
 
 
-def _lost(baseline: Baseline, planned: Collection[str]) -> Check | None:
-    gone = lost(baseline, planned)
+def lost(run: Run, baseline: Baseline) -> list[str]:
+    """Accepted cells that the grid no longer has: what a run has measured, or was to, is of its grid.
+
+    Which tests time code of their own is known of those that were collected alone: of them none is ever lost.
+    """
+    if run.start.grid == TIMED:
+        return []
+    return sorted(set(baseline.histories) - {*run.start.grid_cells, *run.planned, *run.cells})
+
+
+def _lost(run: Run, baseline: Baseline) -> Check | None:
+    gone = lost(run, baseline)
     if not gone:
         return None
-    new = [cell for cell in planned if cell not in baseline.histories]
+    new = [cell for cell in (*run.start.grid_cells, *run.cells) if cell not in baseline.histories]
     lines = [f"{len(gone)} accepted cells are not in the grid any more: nothing guards them"]
     for cell in gone:
         near = get_close_matches(cell, new, n=1, cutoff=0.8)
@@ -72,20 +106,20 @@ def _lost(baseline: Baseline, planned: Collection[str]) -> Check | None:
     return Check("gone", "\n".join([*lines, "  where that is meant, accept it: --perf-update"]))
 
 
-def _canaries(cells: Mapping[str, Record], judge: Judge) -> tuple[list[float], list[float]]:
+def _canaries(cells: Cells, judge: Judge) -> tuple[list[float], list[float]]:
     """The canary beside each cell, and its level on each night, in logarithms."""
-    now = [canary_of(cell).centre for cell in cells.values() if cell.get("canary")]
-    nights = [[canary_of(c).centre for c in n.cells.values() if c.get("canary")] for n in judge.baseline.nights]
+    now = [canary_of(c.times).centre for c in cells.values() if c.times.canary]
+    nights = [[canary_of(c.times).centre for c in n.cells.values() if c.times.canary] for n in judge.baseline.nights]
     return now, [median(night) for night in nights if night]
 
 
-def _machine(cells: Mapping[str, Record], judge: Judge, verdicts: Mapping[str, Judgement]) -> Check | None:
+def _machine(cells: Cells, judge: Judge, verdicts: Mapping[str, Judgement]) -> Check | None:
     """The canary's own shift: taken off every cell, so said once."""
     now, levels = _canaries(cells, judge)
     if not now or not levels:
         return None
     device = judge.baseline.device
-    deviation = shrunk(robust_deviation(levels), len(levels) - 1, CANARY[device])
+    deviation = shrunk(robust_deviation(levels), len(levels) - 1, RULES[device].canary)
     shift = median(now) - median(levels)
     if shift < math.log1p(CANARY_EFFECT) or shift < Z * deviation * math.sqrt(1 + MEDIAN / len(levels)):
         return None
@@ -98,36 +132,37 @@ def _machine(cells: Mapping[str, Record], judge: Judge, verdicts: Mapping[str, J
     )
 
 
-def _together(cells: Mapping[str, Record], judge: Judge) -> Check | None:
+def _together(cells: Cells, judge: Judge) -> Check | None:
     """A slowdown that `cells` share, none slower by itself, and the canary does not: too small to see in one cell."""
-    known = {i: r for i, r in judge.baseline.references.items() if r.nights}
-    shifts = [corrected(c).centre - median(known[i].centres) for i, c in cells.items() if i in known]
+    known = {i: nights for i, c in cells.items() if (nights := judge.nights(c)) and nights.nights}
+    shifts = [_above(cells[i].times, nights) for i, nights in known.items()]
     if len(shifts) < 2:
         return None
     before = []
     for night in judge.baseline.nights:
-        own = [corrected(c).centre - median(known[i].centres) for i, c in night.cells.items()
-               if c["status"] == "ok" and i in known and c in known[i].nights]  # fmt: skip
+        own = [_above(c.times, known[i]) for i, c in night.cells.items() if i in known and c.times in known[i].nights]
         if own:
             before.append(median(own))
     rule, (now, levels) = RULES[judge.baseline.device], _canaries(cells, judge)
     deviation = shrunk(robust_deviation(before), max(0, len(before) - 1), rule.night)
     canary = median(now) - median(levels) if now and levels else 0.0
-    host = host_moved(cells.values(), (c for night in judge.baseline.nights for c in night.cells.values()))
-    wrong = doubt(judge.baseline.device, canary, host)
-    return _shared(
-        median(shifts), math.hypot(deviation * math.sqrt(1 + MEDIAN / max(1, len(before))), wrong), len(shifts)
-    )
+    then = [c.times for night in judge.baseline.nights for c in night.cells.values()]
+    wrong = doubt(judge.baseline.device, canary, host_moved((c.times for c in cells.values()), then))
+    common = deviation * math.sqrt(1 + MEDIAN / max(1, len(before)))
+    return _shared(median(shifts), math.hypot(common, wrong), len(shifts))
 
 
-def _together_beside(cells: Mapping[str, Record], judge: Judge) -> Check | None:
-    paired = [(c, r) for c in cells.values()
-              if c.get("against_status") == "ok" and (r := judge.reference(c))]  # fmt: skip
+def _above(times: Times, nights: Nights) -> float:
+    return corrected(times).centre - median(nights.centres)
+
+
+def _together_beside(cells: Cells) -> Check | None:
+    paired = [(c, r) for c in cells.values() if (r := beside(c)) and r.status == "ok"]
     if len(paired) < 2:
         return None
-    found = [r.fresh_shift(c) if "fresh" in c else r.shift(c) for c, r in paired]
+    found = [r.fresh_shift(c) or r.shift(c) for c, r in paired]
     # Cells share one pair of processes: what that is like by chance does not average out over them.
-    process = max(cell.get("process", 0.0) for cell, _ in paired)
+    process = max(r.against.process for _, r in paired)
     deviation = math.sqrt(MEDIAN * fmean(f.s**2 for f in found) / len(found) + process**2)
     return _shared(median(f.d for f in found), deviation, len(found))
 
@@ -142,20 +177,20 @@ def _shared(shift: float, deviation: float, count: int) -> Check | None:
     )
 
 
-def _drift(cells: Mapping[str, Record], judge: Judge) -> Check | None:
+def _drift(cells: Cells, judge: Judge) -> Check | None:
     """Slower than the pinned release by steps that each were too small."""
     release = judge.baseline.release
     if release is None:
         return None
     worse = []
     for i, cell in cells.items():
+        known, then = judge.nights(cell), release.cells.get(i)
         nights = judge.baseline.histories.get(i, [])
-        known = judge.baseline.references.get(i)
-        then = release.cells.get(i)
-        if known is None or then is None or not then["status"] == cell["status"] == "ok" or release not in nights:
+        if known is None or then is None or not then.status == cell.status == "ok" or release not in nights:
             continue
-        recent = [corrected(c).centre for c in (*[n.cells[i] for n in nights if n.pinned is False], cell)][-RECENT:]
-        shift = median(recent) - corrected(then).centre
+        before = [n.cells[i] for n in nights if not n.pinned and n.cells[i].status == "ok"]
+        recent = [corrected(times).centre for times in (*(c.times for c in before), cell.times)][-RECENT:]
+        shift = median(recent) - corrected(then.times).centre
         one = shrunk(step_deviation(known.centres), len(known.nights) - 1, RULES[judge.baseline.device].night)
         deviation = one * math.sqrt(1 + MEDIAN / len(recent))
         if shift > math.log1p(DRIFT) and shift > Z * deviation:
@@ -164,38 +199,3 @@ def _drift(cells: Mapping[str, Record], judge: Judge) -> Check | None:
         return None
     head = f"{len(worse)} cells drifted over {DRIFT:.0%} from the release of {release.started[:10]} ({release.reason}):"
     return Check("drift", "\n".join([head, *worse]))
-
-
-def costs(subjects: Mapping[tuple[str, str], Record], old: Mapping[str, Record], what: str) -> list[Check]:
-    """Costs and perplexities that got worse, exactly; a check a subject."""
-    checks = []
-    for (model, method), subject in subjects.items():
-        name = f"{model}/{method}"
-        worse = [line for line, is_worse in changed_costs(cost_of(subject), old.get(name)) if is_worse]
-        if worse:
-            lines = [f"{name} costs more than {what}:", *(f"  {line}" for line in worse)]
-            lines.append("  where that is meant, accept it: --perf-update replace")
-            checks.append(Check(f"costs[{name}]", "\n".join(lines)))
-    return checks
-
-
-def changed_costs(new: Record, old: Record | None) -> list[tuple[str, bool]]:
-    """Every cost that changed, in words, and whether it is worse.
-
-    More operators are not where other versions of the libraries call them: those are no change of ours.
-    """
-    if old is None:
-        return []
-    lines = []
-    for name, value in new["footprint"].items():
-        before = old["footprint"].get(name, value)
-        if value != before:
-            by, then = ((x.get("counted_by") if name == OPERATORS else None) for x in (new, old))
-            others = "" if by == then else f" ({then or 'unknown versions'} -> {by})"
-            lines.append((f"{name} {before:,} -> {value:,}{others}", value > before and not others))
-    a, b = old.get("perplexity"), new.get("perplexity")
-    if a and b and a.get("tokens_sha256") != b.get("tokens_sha256"):
-        lines.append(("perplexity is not compared: it is measured on other tokens than the accepted one", False))
-    elif a and b and abs(b["value"] / a["value"] - 1) > PERPLEXITY:
-        lines.append((f"perplexity {a['value']:.4f} -> {b['value']:.4f}", b["value"] > a["value"]))
-    return lines

@@ -11,8 +11,10 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from slimcore.bench.judge.baseline import Baseline, Night
-from slimcore.bench.judge.gate import RULES, corrected
+from slimcore.bench.judge.baseline import Baseline
+from slimcore.bench.judge.levels import canary_of, corrected
+from slimcore.bench.judge.nights import Night
+from slimcore.bench.judge.rules import RULES
 from slimcore.bench.statistics import shrunk, step_deviation, summarise
 from slimcore.errors import UnknownNameError
 
@@ -41,9 +43,10 @@ class History:
 
 
 def histories(baseline: Baseline, pattern: str = "*") -> list[History]:
-    """Of the cells that match `pattern`: an id, or with * and ?. Raises UnknownNameError where none does."""
+    """Of the cells that `pattern` is the id of, or matches with * and ?. Raises UnknownNameError where none does."""
     cells = sorted({cell for night in baseline.nights for cell in night.cells})
-    chosen = [cell for cell in cells if fnmatchcase(cell, pattern)]
+    # An id may have brackets, as a folder's name, which a pattern takes for a choice of letters.
+    chosen = [pattern] if pattern in cells else [cell for cell in cells if fnmatchcase(cell, pattern)]
     if not chosen:
         raise UnknownNameError("cell", pattern, cells)
     return [found for cell in chosen if (found := _history(baseline, cell)).nights]
@@ -73,7 +76,7 @@ def table(found: Sequence[History]) -> list[dict[str, str]]:
             {
                 "night": night.started[:16].replace("T", " "),
                 "commit": str(night.software.get("commit") or ""),
-                "latency (s)": f"{summarise(night.cells[found[0].cell]['latency_s']).centre:.4g}",
+                "latency (s)": f"{summarise(night.cells[found[0].cell].times.latency_s).centre:.4g}",
                 "without the machine's shift (s)": f"{math.exp(level):.4g}",
                 "change": f"{steps[n]:+.1%}" if n in steps else "",
                 "reason": night.reason,
@@ -113,16 +116,16 @@ def draw(found: Sequence[History], folder: Path) -> Path:
 
 
 def _history(baseline: Baseline, cell: str) -> History:
-    nights = [n for n in baseline.nights if cell in n.cells and n.cells[cell]["status"] == "ok"]
-    canaries = [(n.cells[cell].get("canary") or (0.0, 0.0))[0] for n in nights]
-    usual = median(canaries) if canaries else 0.0
-    levels = [corrected(n.cells[cell]).centre + usual for n in nights]
+    nights = [n for n in baseline.nights if cell in n.cells and n.cells[cell].status == "ok"]
+    times = [n.cells[cell].times for n in nights]
+    usual = median(canary_of(t).centre for t in times) if times else 0.0
+    levels = [corrected(t).centre + usual for t in times]
     return History(cell, nights, levels, changes(levels, RULES[baseline.device].night))
 
 
 def _draw(panel: Axes, one: History) -> None:
     at = range(len(one.nights))
-    times = [summarise(night.cells[one.cell]["latency_s"]) for night in one.nights]
+    times = [summarise(night.cells[one.cell].times.latency_s) for night in one.nights]
     panel.plot(at, [t.centre for t in times], ".", color="#999999", markersize=4, label="as measured")
     panel.plot(at, [math.exp(x) for x in one.levels], "o", color="#0072B2", markersize=4, label="machine's shift off")
     edges = [0, *one.changes, len(one.levels)]

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from statistics import median
 
-from slimcore.bench.judge.gate import SCREEN, Judgement, ratios
+from slimcore.bench.judge.gate import Judgement
+from slimcore.bench.judge.levels import ratios
+from slimcore.bench.judge.rules import SCREEN
 from slimcore.bench.markdown import tabulated
-from slimcore.bench.records.results import Record
+from slimcore.bench.records.records import Measurement
 from slimcore.bench.statistics import MIDDLE, detectable, repeats_for, robust_deviation
 
 
-def described(cells: Mapping[str, Record], verdicts: Mapping[str, Judgement]) -> str:
+def described(cells: Iterable[Measurement], verdicts: Mapping[str, Judgement]) -> str:
     """The same code against itself, cell by cell: what the rule said, and what it could have seen."""
-    alarms = sum(v.verdict == "slower" for v in verdicts.values())
-    runs: dict[int, bool] = {}
-    for i, cell in cells.items():
-        runs[cell["round"]] = runs.get(cell["round"], False) or verdicts[i].verdict == "slower"
+    cells = list(cells)
+    slower = [c for c in cells if verdicts[c.id].verdict == "slower"]
+    rounds = {c.cell.round for c in cells}
     rows = []
-    for name in dict.fromkeys(i.partition("#")[0] for i in cells):
-        own = [c for i, c in cells.items() if i.partition("#")[0] == name and c["status"] == "ok" and "against_s" in c]
-        if len(own) < 2:
+    for first in dict.fromkeys(replace(c.cell, round=1) for c in cells):
+        own = [c for c in cells if replace(c.cell, round=1) == first]
+        levels = [ratios(c.against.pairs) for c in own if c.ran and c.against and c.against.status == "ok"]
+        if len(levels) < 2:
             continue
-        levels = [ratios(c) for c in own]
         scatter = median(x.scatter for x in levels)
         repeats = median(x.count for x in levels)
         between = robust_deviation([x.centre for x in levels])
@@ -31,10 +33,10 @@ def described(cells: Mapping[str, Record], verdicts: Mapping[str, Judgement]) ->
         reach = repeats_for(0.05, SCREEN, scatter, process)
         rows.append(
             {
-                "cell": name,
-                "runs": str(len(own)),
-                "called slower": str(sum(verdicts[c["id"]].verdict == "slower" for c in own)),
-                "inconclusive": str(sum(verdicts[c["id"]].verdict == "inconclusive" for c in own)),
+                "cell": first.id,
+                "runs": str(len(levels)),
+                "called slower": str(sum(c in slower for c in own)),
+                "inconclusive": str(sum(verdicts[c.id].verdict == "inconclusive" for c in own)),
                 "of one pair": f"{scatter:.1%}",
                 "of a run": f"{between:.1%}",
                 "detectable": f"{detectable(between, SCREEN):.1%}",
@@ -42,9 +44,8 @@ def described(cells: Mapping[str, Record], verdicts: Mapping[str, Judgement]) ->
                 "pairs for 5 %": "processes differ too much" if reach is None else str(reach),
             }
         )
-    alarmed = sum(runs.values())
-    text = f"The same code against itself: {alarms} of {len(cells)} comparisons called slower"
-    text += f", in {alarmed} of {len(runs)} runs."
+    text = f"The same code against itself: {len(slower)} of {len(cells)} comparisons called slower"
+    text += f", in {len({c.cell.round for c in slower})} of {len(rounds)} runs."
     if not rows:
         return f"{text}\n\nA cell's noise shows from two runs on."
     return (

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+from slimcore.bench.grid.cells import Cell
 from slimcore.bench.judge import baseline
-from slimcore.bench.judge.baseline import Baseline, Night, cost_of, read_night
+from slimcore.bench.judge.baseline import Baseline, night_of
 from slimcore.bench.judge.judging import Judge
+from slimcore.bench.judge.nights import Night, read_night
 from slimcore.bench.records import results
-from slimcore.bench.records.results import SCHEMA, Run
+from slimcore.bench.records.records import SCHEMA, Measurement, Start
+from slimcore.bench.records.results import Run
 from slimcore.errors import ResultsError
 
 ALIKE = ("grid", "machine", "device")
@@ -21,9 +25,9 @@ def measured(path: Path) -> Run:
     run = results.read(path)
     if not run.starts or not run.done:
         raise ResultsError(f"{path} holds no measured cell: nothing to compare, go on with it by --perf-resume")
-    if run.start.get("against"):
+    if run.start.against:
         raise ResultsError(
-            f"{path} was measured in turn with {run.start['against']}: its verdicts are in its own report; compare"
+            f"{path} was measured in turn with {run.start.against}: its verdicts are in its own report; compare"
             " runs without --perf-against and --perf-aa"
         )
     return run
@@ -35,16 +39,11 @@ def accepted(path: Path) -> Baseline:
         nights = sorted(path.glob("*.json"))
         if not nights:
             raise ResultsError(f"{path} is neither a run's folder (reports/RUN) nor one of nights (baselines/M/GRID)")
-        night = read_night(nights[-1])
-        return baseline.read(path.parent.parent, night.machine, night.grid, night.device)
+        newest = read_night(nights[-1])
+        return baseline.read(path.parent.parent, newest.machine, newest.grid, newest.device)
     run = measured(path)
-    start = run.start
-    night = Night(
-        path, start["machine"], start["grid"], start["device"], start["started"], "", pinned=False,
-        software=start["software"], moved=(), gone=(), cells=run.done,
-    )  # fmt: skip
-    costs = {f"{model}/{method}": cost_of(subject) for (model, method), subject in run.subjects.items()}
-    return Baseline(path, night.machine, night.grid, night.device, (night,), costs, title=str(path))
+    night = night_of(run, run.done.values())
+    return Baseline(path, night.machine, night.grid, night.device, (night,), run.subjects, title=str(path))
 
 
 def compared(old: Path, new: Path) -> tuple[Run, Judge]:
@@ -54,19 +53,24 @@ def compared(old: Path, new: Path) -> tuple[Run, Judge]:
     """
     run, known = measured(new), accepted(old)
     for what in ALIKE:
-        here, there = run.start[what], getattr(known, what)
+        here, there = getattr(run.start, what), getattr(known, what)
         if here != there:
             raise ResultsError(f"{old} is of {what} {there!r}, {new} of {here!r}: times of two are never compared")
-    common = [cell for cell in run.done if cell in known.references]
-    if not common:
-        raise ResultsError(f"{old} and {new} have no cell in common: {len(known.references)} and {len(run.done)} cells")
-    return run, Judge(known, run.start | {"strict": False}, alone=len(common))
+    judge = Judge(known, replace(run.start, strict=False), run.weights)
+    judge.alone = sum(judge.reference(cell) is not None for cell in run.done.values())
+    if not judge.alone:
+        counts = f"{len(known.references)} and {len(run.done)} cells"
+        raise ResultsError(f"{old} and {new} have no cell of the same weights in common: {counts}")
+    return run, judge
 
 
 def _as_run(night: Night) -> Run:
-    cells = {i: {"kind": "cell", "id": i, "device": night.device} | cell for i, cell in night.cells.items()}
-    start = {
-        "kind": "run", "schema": SCHEMA, "grid": night.grid, "machine": night.machine, "device": night.device,
-        "started": night.started, "software": night.software, "cells": list(cells), "grid_cells": list(cells),
-    }  # fmt: skip
-    return Run(night.path, starts=[start], cells=cells)
+    ids = tuple(night.cells)
+    start = Start(
+        SCHEMA, night.grid, night.device, night.machine, night.started, night.software, cells=ids, grid_cells=ids
+    )
+    cells = {
+        i: Measurement(Cell.of_id(i, night.device), one.status, times=one.times, conditions=one.conditions)
+        for i, one in night.cells.items()
+    }
+    return Run(night.path, starts=[start], cells=cells, weights=dict(night.weights))

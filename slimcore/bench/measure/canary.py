@@ -44,12 +44,12 @@ class Canary:
             _ = [self._time(work) for work in works]
             read = [median(self._time(work) for _ in range(REPEATS)) for work in works]
             if self._device == "cuda":
-                read.append(median(by_host(lambda: _launches(out[0, 0]), (0,))[1] for _ in range(REPEATS)))
+                read.append(median(by_host(lambda: _launches(out[0, 0]), (0,)) for _ in range(REPEATS)))
             return [round(seconds, 9) for seconds in read]
 
     def _time(self, work: Callable[[], Tensor]) -> float:
         """The device's own seconds: what the host takes to launch is read apart from them."""
-        return by_events(work, (0,))[1] if self._device == "cuda" else by_host(work, ())[1]
+        return by_events(work) if self._device == "cuda" else by_host(work, ())
 
 
 def _launches(number: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ def _launches(number: Tensor) -> Tensor:
 def at_hand(device: str) -> Device:
     """The peaks of the device at hand, by some readings, and the memory that is free on it."""
     canary = Canary(device)
-    measured = seen([{"device": device, "canary_s": [canary.read() for _ in range(5)]}])
+    measured = seen(device, [canary.read() for _ in range(5)])
     assert measured is not None
     if device == "cuda":
         return replace(measured, name=torch.cuda.get_device_name(0), memory=torch.cuda.mem_get_info()[0] - CONTEXT)

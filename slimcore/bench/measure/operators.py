@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from slimcore.bench.measure.engines.eager import eager
+from slimcore.bench.measure.engines.eager import generated
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,7 +38,7 @@ def operator_calls(model: PreTrainedModel) -> int:
     def calls(new_tokens: int) -> int:
         counter = _Counter()  # type: ignore[no-untyped-call]
         with torch.inference_mode(), counter:
-            eager(model, ids, new_tokens)
+            generated(model, ids, new_tokens)
         return counter.calls
 
     return calls(3) - calls(2)

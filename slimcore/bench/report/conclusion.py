@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from slimcore.bench.judge import baseline as accepted
 from slimcore.bench.judge import checks
-from slimcore.bench.judge.baseline import cost_of
 from slimcore.bench.judge.checks import Check
+from slimcore.bench.judge.costs import changed_costs
 from slimcore.bench.judge.judging import Judge
+from slimcore.bench.markdown import tabulated
 from slimcore.bench.records.results import Run
+from slimcore.bench.report import step_summary
 from slimcore.bench.report import writing as report
-from slimcore.bench.report.writing import Findings
-from slimcore.bench.statistics import summarise
+from slimcore.bench.report.tables import accepted_of, status_of
+from slimcore.bench.report.writing import Findings, few
 from slimcore.errors import ResultsError, SlimcoreError
 
-ALLOWED = ("dirty", "missing", "inconclusive")
+ALLOWED = ("dirty", "missing", "inconclusive", "moved")
 MOVED = ("slower", "faster", "status changed")
 
 
@@ -40,8 +41,8 @@ class Conclusion:
 
 
 def find(run: Run, judge: Judge) -> Findings:
-    """Judge every cell, and the whole."""
-    cells = {i: run.cells[i] for i in run.planned if i in run.cells}
+    """Judge every cell that was measured, and the whole."""
+    cells = {i: run.cells[i] for i in dict.fromkeys([*run.planned, *run.cells]) if i in run.cells}
     verdicts = judge.all(cells.values())
     return Findings(run, judge, cells, verdicts, checks.failures(run, cells, judge, verdicts))
 
@@ -52,7 +53,7 @@ def conclude(found: Findings, *, update: Update | None = None, resumed: int = 0,
     lines = report.summary(found, resumed, checks=not tests)
     try:
         path = report.write(found)
-        report.append_step_summary(path)
+        step_summary.append(path)
         if update is not None:
             lines += accept(found, update)
             # What was meant is no failure any more.
@@ -70,76 +71,81 @@ def conclude(found: Findings, *, update: Update | None = None, resumed: int = 0,
 def accept(found: Findings, update: Update) -> list[str]:
     """Add the run to the baseline as a night; the difference, in Markdown. Raises ResultsError where it must not be."""
     run, baseline = found.run, found.baseline
+    moved = sorted(i for i, v in found.verdicts.items() if v.verdict in MOVED)
+    left = _better(found, moved) if "moved" in update.allow and not update.replace else []
+    moved = [i for i in moved if i not in left]
+    _refuse(found, update, moved)
+    taken = {i: run.done[i] for i in run.planned if i in run.done and i not in left}
+    if not taken:
+        raise ResultsError(f"0 of {len(run.planned)} cells are left to accept: where they moved as they should,"
+                           " --perf-update replace starts them anew")  # fmt: skip
+    gone = checks.lost(run, baseline)
+    path = accepted.write(
+        baseline, run, taken.values(), reason=update.reason or "", moved=moved, gone=gone, pinned=update.pin
+    )
+    told = "; what moved is left out" if left else ""
+    return [*difference(found, moved, gone, left), "", f"accepted {len(taken)} cells as the night {path}{told}"]
+
+
+def difference(found: Findings, moved: Collection[str], gone: Collection[str], left: Collection[str] = ()) -> list[str]:
+    """What accepting changes, as Markdown: cells that moved, are new or gone, or are left out, and costs."""
+    rows = []
+    for i, one in found.run.done.items():
+        old, now = accepted_of(found.baseline, i), f"{one.latency:.4g}" if one.ran else status_of(one)
+        verdict = found.verdicts[i].verdict if i in found.verdicts else ""
+        if not old:
+            rows.append(_change(i, "", now, "new"))
+        elif i in moved or i in left:
+            rows.append(_change(i, old, now, f"{verdict}, left out" if i in left else verdict))
+    rows += [_change(i, accepted_of(found.baseline, i), "", "gone") for i in gone]
+    for key, subject in found.run.subjects.items():
+        changed = changed_costs(subject, found.baseline.costs.get(key))
+        rows += [_change(subject.name, "", "", words) for words, _ in changed]
+    return ["", *(tabulated(rows).splitlines() if rows else ["Nothing moved: one more night of the same."])]
+
+
+def _change(name: str, old: str, new: str, what: str) -> dict[str, str]:
+    return {"cell": name, "accepted (s)": old, "now (s)": new, "change": what}
+
+
+def _better(found: Findings, moved: Sequence[str]) -> list[str]:
+    """Those that are faster, or fit where they did not."""
+    return [i for i in moved if found.verdicts[i].passes]
+
+
+def _refuse(found: Findings, update: Update, moved: Sequence[str]) -> None:
+    """Raise ResultsError where the run must not be accepted, or not without being allowed."""
+    run = found.run
     if not update.reason:
         raise ResultsError("--perf-update needs --perf-reason TEXT: why these measurements are right")
-    if run.start.get("against"):
+    if run.start.against:
         raise ResultsError("a run with --perf-against or --perf-aa has no baseline: accept a run without it")
-    moved = sorted(i for i, v in found.verdicts.items() if v.verdict in MOVED)
-    gone = checks.lost(baseline, run.start["grid_cells"])
-    worse = [check for check in found.failures if check.name.startswith("costs")]
-    _refuse(found, update, moved, worse)
-    path = accepted.write(
-        baseline,
-        run.start | {"started": run.began[0]},  # gone on with, it is still one night
-        [run.done[i] for i in run.planned if i in run.done],
-        run.subjects.values(),
-        reason=update.reason,
-        moved=moved,
-        gone=gone,
-        pinned=update.pin,
-    )
-    return [*difference(found, moved, gone), "", f"accepted {len(run.done)} cells as the night {path}"]
-
-
-def difference(found: Findings, moved: Collection[str], gone: Collection[str]) -> list[str]:
-    """What accepting changes, as Markdown: cells that moved, are new or gone, and costs."""
-    lines = ["", "| cell | accepted | now | |", "|---|---:|---:|---|"]
-    count = len(lines)
-    references = found.baseline.references
-    for i, cell in found.run.done.items():
-        old, now = references.get(i), _seconds(cell["status"], [cell])
-        if old is None:
-            lines.append(f"| {i} | | {now} | new |")
-        elif i in moved:
-            lines.append(f"| {i} | {_seconds(old.status, old.nights)} | {now} | {found.verdicts[i].verdict} |")
-    lines += [f"| {i} | {_seconds(references[i].status, references[i].nights)} | | gone |" for i in gone]
-    for (model, method), subject in found.run.subjects.items():
-        known = found.baseline.costs.get(f"{model}/{method}")
-        changed = [words for words, _ in checks.changed_costs(cost_of(subject), known)]
-        lines += [f"| {model}/{method} | | | {words} |" for words in changed]
-    return lines if len(lines) > count else ["", "Nothing moved: one more night of the same."]
-
-
-def _refuse(found: Findings, update: Update, moved: Sequence[str], worse: Sequence[Check]) -> None:
-    run = found.run
+    if any(start.mixed for start in run.starts):
+        raise ResultsError(
+            f"{run.folder} was gone on with at another commit or with other versions: it is no night of either;"
+            " measure it anew, without --perf-resume"
+        )
     unknown = set(update.allow) - set(ALLOWED)
     if unknown:
         raise ResultsError(f"--perf-allow {min(unknown)!r} is none of {', '.join(ALLOWED)}")
     missing = [i for i in run.planned if i not in run.done]
     unsure = [i for i, v in found.verdicts.items() if v.verdict == "inconclusive"]
+    trees = {start.software.get("dirty", False) for start in run.starts}
     problems = {
-        "dirty": "the working tree has changes that no commit holds" if run.start["software"].get("dirty") else "",
-        "missing": f"{len(missing)} of {len(run.planned)} cells have no result to accept ({_few(missing)}): finish the"
+        "dirty": "the working tree has changes that no commit holds" if True in trees
+        else "git cannot say which commit this is (no repository, or of another owner)" if None in trees else "",
+        "missing": f"{len(missing)} of {len(run.planned)} cells have no result to accept ({few(missing)}): finish the"
         " run with --perf-resume" if missing else "",
-        "inconclusive": f"{len(unsure)} cells are inconclusive ({_few(unsure)}): measure on a quieter machine, or"
+        "inconclusive": f"{len(unsure)} cells are inconclusive ({few(unsure)}): measure on a quieter machine, or"
         " for longer" if unsure else "",
     }  # fmt: skip
     for name, problem in problems.items():
         if problem and name not in update.allow:
             raise ResultsError(f"{problem}; or accept it all the same: --perf-allow {name}")
+    worse = [check.name for check in found.failures if check.name.startswith("costs")]
     if not update.replace and (moved or worse):
-        what = _few([*moved, *(check.name for check in worse)])
+        better = "" if worse or len(_better(found, moved)) < len(moved) else "; --perf-allow moved leaves them out"
         raise ResultsError(
-            f"{len(moved) + len(worse)} cells or costs moved ({what}): a night of another level would blur the"
-            " baseline; where that level is meant, --perf-update replace starts it anew"
+            f"{len(moved) + len(worse)} cells or costs moved ({few([*moved, *worse])}): a night of another level would"
+            f" blur the baseline; where that level is meant, --perf-update replace starts it anew{better}"
         )
-
-
-def _few(names: Collection[str]) -> str:
-    shown = list(names)[:3]
-    return ", ".join(shown) + (", ..." if len(names) > len(shown) else "")
-
-
-def _seconds(status: str, measured: Iterable[Mapping[str, Any]]) -> str:
-    times = [s for m in measured for s in m["latency_s"]] if status == "ok" else []
-    return f"{summarise(times).centre:.4g} s" if times else status

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slimcore.bench.grid.limit import least_of
-from slimcore.bench.records.results import Record, throughput
+from slimcore.bench.grid.cells import Cell, Key
+from slimcore.bench.grid.limit import Counted, least_of
+from slimcore.bench.records.records import Measurement, Times
 from slimcore.bench.statistics import summarise
 from slimcore.units import human
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from slimcore.bench.grid.forecast import Forecast
     from slimcore.bench.grid.limit import Device
 
 FIGURE = "throughput_latency"
@@ -33,80 +35,88 @@ STYLES: tuple[dict[str, Any], ...] = (
 
 
 def draw(
-    cells: Sequence[Record], subjects: Mapping[tuple[str, str], Record], folder: Path, device: Device | None = None
+    cells: Sequence[Measurement], subjects: Mapping[Key, Counted], folder: Path, device: Device | None = None
 ) -> Path | None:
     """Draw the cells as PNG and SVG into `folder`; return the PNG's path, or None where no cell has a time.
 
     With a `device`, a thin line beside each series is its limit there.
     """
-    timed = [c for c in cells if c["status"] in ("ok", "oom")]
-    if not any(c["status"] == "ok" for c in timed):
+    timed = [c for c in cells if c.status != "error"]
+    if not any(c.ran for c in timed):
         return None
     from matplotlib.figure import Figure
 
-    models = list(dict.fromkeys(c["model"] for c in timed))
-    columns = list(dict.fromkeys((c["output_tokens"], c["input_tokens"]) for c in timed))
+    models = list(dict.fromkeys(c.cell.model for c in timed))
+    columns = list(dict.fromkeys(_lengths(c.cell) for c in timed))
     figure = Figure(figsize=(4.6 * len(columns), 3.7 * len(models)), layout="constrained")
     axes = figure.subplots(len(models), len(columns), squeeze=False)
     for model, row in zip(models, axes, strict=True):
-        own = [c for c in timed if c["model"] == model]
-        series = list(dict.fromkeys(_series(c) for c in own))
+        own = [c for c in timed if c.cell.model == model]
+        series = list(dict.fromkeys(_series(c.cell) for c in own))
         for (outputs, inputs), panel in zip(columns, row, strict=True):
-            inside = [c for c in own if (c["output_tokens"], c["input_tokens"]) == (outputs, inputs)]
+            inside = [c for c in own if _lengths(c.cell) == (outputs, inputs)]
             labelled = (0, _fastest(inside, series))
             for number, name in enumerate(series):
-                chosen = [c for c in inside if _series(c) == name]
+                chosen = [c for c in inside if _series(c.cell) == name]
                 if chosen:
-                    label = _legend(chosen[0], subjects, series)
+                    label = _legend(chosen[0].cell, subjects, series)
                     # The outermost series carry the labels; those between have their points at the same M in turn.
                     _draw_series(panel, chosen, label, number, labelled=number in labelled)
                     if device is not None:
                         _draw_limit(panel, chosen, subjects, device, number)
-            title = f"{model}: {inputs} in, {outputs} out"
-            _finish(panel, title)
+            _finish(panel, f"{model}: {inputs} in, {outputs} out")
     png = folder / f"{FIGURE}.png"
     figure.savefig(png, dpi=160)
     figure.savefig(png.with_suffix(".svg"))
     return png
 
 
-def _series(cell: Record) -> tuple[str, str, str]:
+def predicted(forecasts: Iterable[Forecast]) -> list[Measurement]:
+    """Forecasts as if measured at their limit, to be drawn."""
+    return [
+        Measurement(f.cell, "ok", times=Times((f.least,))) if f.fits else Measurement(f.cell, "oom") for f in forecasts
+    ]
+
+
+def _lengths(cell: Cell) -> tuple[int, int]:
+    return cell.output_tokens, cell.input_tokens
+
+
+def _series(cell: Cell) -> tuple[str, str, str]:
     """What one line of a panel shares."""
-    return cell["method"], cell["engine"], cell["dtype"]
+    return cell.method, cell.engine, cell.dtype
 
 
-def _fastest(cells: Sequence[Record], series: Sequence[tuple[str, str, str]]) -> int:
+def _fastest(cells: Sequence[Measurement], series: Sequence[tuple[str, str, str]]) -> int:
     """The number of the series that is furthest to the left: of least latency at the smallest batch that has a time."""
-    timed = [c for c in cells if c["status"] == "ok"]
+    timed = [c for c in cells if c.ran]
     if not timed:
         return 0
-    smallest = min(c["batch"] for c in timed)
-    first = min((c for c in timed if c["batch"] == smallest), key=lambda c: summarise(c["latency_s"]).centre)
-    return series.index(_series(first))
+    return series.index(_series(min(timed, key=lambda c: (c.cell.batch, c.latency)).cell))
 
 
-def _legend(cell: Record, subjects: Mapping[tuple[str, str], Record], series: Sequence[tuple[str, str, str]]) -> str:
+def _legend(cell: Cell, subjects: Mapping[Key, Counted], series: Sequence[tuple[str, str, str]]) -> str:
     """`Ours 99M`; with engine and dtype where the model has several."""
-    subject = subjects.get((cell["model"], cell["method"]))
-    label = f"{subject['label']} {human(subject['footprint']['parameters'])}" if subject else cell["method"]
+    subject = subjects.get(cell.subject)
+    label = f"{subject.label} {human(subject.costs.parameters)}" if subject else cell.method
     label = label[0].upper() + label[1:]
     if len({engine for _, engine, _ in series}) > 1:
-        label += f", {cell['engine']}"
+        label += f", {cell.engine}"
     if len({dtype for _, _, dtype in series}) > 1:
-        label += f", {cell['dtype']}"
+        label += f", {cell.dtype}"
     return label
 
 
-def _draw_series(panel: Axes, cells: Sequence[Record], label: str, number: int, *, labelled: bool) -> None:
+def _draw_series(panel: Axes, cells: Sequence[Measurement], label: str, number: int, *, labelled: bool) -> None:
     """One line; where it ends for want of memory there is a cross, and the legend says at which M."""
     style = STYLES[number % len(STYLES)]
-    ok = sorted((c for c in cells if c["status"] == "ok"), key=lambda c: c["batch"])
-    lost = sorted(c["batch"] for c in cells if c["status"] == "oom")
+    ok = sorted((c for c in cells if c.ran), key=lambda c: c.cell.batch)
+    lost = sorted(c.cell.batch for c in cells if c.status == "oom")
     if lost:
         label += f", OOM at M{lost[0]}"
-    times = [summarise(c["latency_s"]) for c in ok]
+    times = [summarise(c.times.latency_s) for c in ok]
     x = [t.centre for t in times]
-    y = [throughput(c) for c in ok]
+    y = [c.throughput for c in ok]
     panel.hlines(y, [t.low for t in times], [t.high for t in times], color=style["color"], linewidth=0.8)
     face = "white" if number % 2 else style["color"]
     panel.plot(x, y, label=label, markersize=5, linewidth=1.4, markerfacecolor=face, **style)
@@ -115,7 +125,7 @@ def _draw_series(panel: Axes, cells: Sequence[Record], label: str, number: int, 
     offset = (4, -4) if lower else (-4, 4)
     place: dict[str, Any] = {"ha": "left", "va": "top"} if lower else {"ha": "right", "va": "bottom"}
     for cell, at in zip(ok if labelled else [], zip(x, y, strict=True), strict=labelled):
-        text = f"M{cell['batch']}"
+        text = f"M{cell.cell.batch}"
         panel.annotate(text, at, xytext=offset, textcoords="offset points", fontsize=7, color=style["color"], **place)
     if lost and ok:
         # To the right of the last point that fits, where the curve would have gone on.
@@ -124,11 +134,12 @@ def _draw_series(panel: Axes, cells: Sequence[Record], label: str, number: int, 
 
 
 def _draw_limit(
-    panel: Axes, cells: Sequence[Record], subjects: Mapping[tuple[str, str], Record], device: Device, number: int
+    panel: Axes, cells: Sequence[Measurement], subjects: Mapping[Key, Counted], device: Device, number: int
 ) -> None:
     """The least latency of each point that has one, and the throughput there."""
-    points = [(least, c["batch"] * c["output_tokens"] / least) for c in sorted(cells, key=lambda c: c["batch"])
-              if c["status"] == "ok" and (least := least_of(c, subjects, device))]  # fmt: skip
+    ran = sorted((c.cell for c in cells if c.ran), key=lambda cell: cell.batch)
+    points = [(least, cell.batch * cell.output_tokens / least)
+              for cell in ran if (least := least_of(cell, subjects, device))]  # fmt: skip
     if points:
         colour, label = STYLES[number % len(STYLES)]["color"], "limit of the device" if number == 0 else None
         panel.plot(*zip(*points, strict=True), ".-", color=colour, linewidth=0.6, markersize=2, alpha=0.7, label=label)

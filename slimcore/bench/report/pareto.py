@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from slimcore.bench.grid.cells import DENSE, parse_method
-from slimcore.bench.records.results import Record, throughput
+from slimcore.bench.grid.cells import DENSE, Key, parse_method
+from slimcore.bench.records.records import Measurement, Subject
 from slimcore.bench.report.figures import STYLES
 
 if TYPE_CHECKING:
@@ -37,19 +37,21 @@ def front(points: Iterable[Point]) -> list[Point]:
     return best
 
 
-def speeds(cells: Iterable[Record], subjects: Mapping[tuple[str, str], Record]) -> dict[str, list[Point]]:
+def speeds(cells: Iterable[Measurement], subjects: Mapping[Key, Subject]) -> dict[str, list[Point]]:
     """For each model, at the smallest and the largest M that all have: speed-up over dense, of what has a perplexity.
 
-    Of the first lengths, engine and round.
+    Of the first lengths, engine, dtype and round.
     """
     ladders: dict[str, dict[str, dict[int, float]]] = {}
     kinds: dict[str, tuple[object, ...]] = {}
-    for cell in cells:
-        kind = tuple(cell[name] for name in ("input_tokens", "output_tokens", "engine", "dtype", "round"))
-        subject = subjects.get((cell["model"], cell["method"]), {})
-        if cell["status"] == "ok" and subject.get("perplexity") and kinds.setdefault(cell["model"], kind) == kind:
-            ladder = ladders.setdefault(cell["model"], {}).setdefault(cell["method"], {})
-            ladder[cell["batch"]] = throughput(cell)
+    found: dict[tuple[str, str], float] = {}  # perplexities
+    for one in cells:
+        cell, subject = one.cell, subjects.get(one.cell.subject)
+        value = subject.perplexity.value if subject and subject.perplexity else None
+        kind = (cell.input_tokens, cell.output_tokens, cell.engine, cell.dtype, cell.round)
+        if one.ran and value is not None and kinds.setdefault(cell.model, kind) == kind:
+            ladders.setdefault(cell.model, {}).setdefault(cell.method, {})[cell.batch] = one.throughput
+            found[cell.model, cell.method] = value
     panels: dict[str, list[Point]] = {}
     for model, methods in ladders.items():
         shared = set.intersection(*map(set, methods.values()))
@@ -57,11 +59,7 @@ def speeds(cells: Iterable[Record], subjects: Mapping[tuple[str, str], Record]) 
             continue  # one point besides dense is no picture
         for batch in sorted({min(shared), max(shared)}):
             panels[f"{model}, M{batch}"] = [
-                point_of(
-                    method,
-                    ladder[batch] / methods[DENSE][batch],
-                    subjects[model, method]["perplexity"]["value"],
-                )
+                point_of(method, ladder[batch] / methods[DENSE][batch], found[model, method])
                 for method, ladder in methods.items()
             ]
     return panels

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from slimcore.bench.grid.cells import DENSE, parse_method
 from slimcore.bench.judge.gains import Time, times
 from slimcore.bench.markdown import tabulated
-from slimcore.bench.records.results import Record, grouped, throughput
+from slimcore.bench.records.records import Measurement
+from slimcore.bench.records.results import grouped
 from slimcore.bench.report import tables
 from slimcore.bench.statistics import Comparison, compare
 
@@ -19,7 +20,7 @@ PLATEAU = 1.1  # a doubled batch that gives less than this more is on it
 STILL = 1.05  # times the speed of dense: less is no speed-up
 
 
-def told(cells: Sequence[Record]) -> str:
+def told(cells: Sequence[Measurement]) -> str:
     """Tables of what pruning bought, panel by panel, and of the reading; empty without dense and another method.
 
     Each engine has panels and readings of its own: whether they hold where nothing is launched by Python is a finding.
@@ -27,33 +28,36 @@ def told(cells: Sequence[Record]) -> str:
     rows: list[dict[str, str]] = []
     known = times(cells)
     reading: list[dict[str, str]] = []
-    first = [c for c in cells if c["round"] == 1]
+    first = [c for c in cells if c.cell.round == 1]
     ways = grouped(first, "engine", "dtype")
     for way in ways:
         held: dict[str, list[bool | None]] = {}
-        engine = {"engine": f"{way[0]['engine']} {way[0]['dtype']}"} if len(ways) > 1 else {}
+        engine = {"engine": f"{way[0].cell.engine} {way[0].cell.dtype}"} if len(ways) > 1 else {}
         for panel in grouped(way, "model", "input_tokens", "output_tokens"):
-            ladders = {own[0]["method"]: {c["batch"]: c for c in own} for own in grouped(panel, "method")}
+            ladders = {own[0].cell.method: {c.cell.batch: c for c in own} for own in grouped(panel, "method")}
             if DENSE in ladders and len(ladders) > 1:
-                one = panel[0]
-                name = f"{one['model']}, {one['input_tokens']} in, {one['output_tokens']} out"
+                one = panel[0].cell
+                name = f"{one.model}, {one.input_tokens} in, {one.output_tokens} out"
                 rows += [{"panel": name} | engine | row for row in _rows(ladders, known)]
                 _read(ladders, known, held)
         reading += [{"reading": claim} | engine | {"holds in": _in_panels(panels)} for claim, panels in held.items()]
-    return f"{tabulated(rows)}\n\n{_NOTE}\n\n{tabulated(reading)}" if rows else ""
+    gained = [known[c.id] for c in first if c.id in known and known[c.id].gain]
+    paired = f"{sum(time.paired for time in gained)} of {len(gained)} cells were measured in turn with dense."
+    if not all(time.paired for time in gained):
+        paired += f" {tables.APART_NOTE}"
+    return f"{tabulated(rows)}\n\n{paired} {_NOTE}\n\n{tabulated(reading)}" if rows else ""
 
 
-def side_by_side(cells: Sequence[Record]) -> str:
+def side_by_side(cells: Sequence[Measurement]) -> str:
     """A table of tokens a second by engine, where a cell has a time by several; empty where none has."""
     rows = []
     for alike in grouped(cells, "model", "method", "input_tokens", "output_tokens", "batch", "dtype", "round"):
-        ran = [c for c in alike if c["status"] == "ok"]
+        ran = [c for c in alike if c.ran]
         if len(ran) > 1:
-            first = throughput(ran[0])
-            speeds = [(c["engine"], throughput(c)) for c in ran]
+            first = ran[0].throughput
             rows.append(
-                {"cell": ran[0]["id"].rpartition("/")[0]}
-                | {engine: f"{speed:,.1f} (x{speed / first:.2f})" for engine, speed in speeds}
+                {"cell": ran[0].id.rpartition("/")[0]}
+                | {c.cell.engine: f"{c.throughput:,.1f} (x{c.throughput / first:.2f})" for c in ran}
             )
     return tabulated(rows) if rows else ""
 
@@ -70,19 +74,19 @@ _STILL = "width methods do not speed generation up at the smallest M (within 5 %
 _LARGER = "a larger M fits after pruning"
 _ALIGNED = "multiples of 64 make a width method faster"
 
-Ladder = Mapping[int, Record]  # batch -> cell, of one series of a panel
+Ladder = Mapping[int, Measurement]  # by batch, of one series of a panel
 
 
 def _rows(ladders: Mapping[str, Ladder], known: Mapping[str, Time]) -> list[dict[str, str]]:
     """Of one panel, a row a method."""
     rows = []
     for method, ladder in ladders.items():
-        ran = [known[c["id"]] for _, c in sorted(ladder.items()) if c["id"] in known]
-        gains = [time.gain for time in ran if time.gain is not None]
+        ran = [known[c.id] for _, c in sorted(ladder.items()) if c.id in known]
+        gains = [tables.against_dense(time) for time in ran if time.gain]
         rows.append(
             {
                 "method": method,
-                "vs dense": " to ".join(tables.against_dense(gain) for gain in (*gains[:1], *gains[1:][-1:])),
+                "vs dense": " to ".join((*gains[:1], *gains[1:][-1:])),
                 "largest M": _largest(ladder),
                 "plateau": _plateau(_speeds(ladder)),
                 "best": "" if method == DENSE else _best(ladder, ladders[DENSE]),
@@ -93,15 +97,15 @@ def _rows(ladders: Mapping[str, Ladder], known: Mapping[str, Time]) -> list[dict
 
 def _read(ladders: Mapping[str, Ladder], known: Mapping[str, Time], held: dict[str, list[bool | None]]) -> None:
     """Add to `held` what one panel says of each claim that it can speak of."""
-    ran = {m: {b: known[c["id"]] for b, c in sorted(own.items()) if c["id"] in known} for m, own in ladders.items()}
+    ran = {m: {b: known[c.id] for b, c in sorted(own.items()) if c.id in known} for m, own in ladders.items()}
     depth = [m for m in ladders if _kind(m) == "depth"][:1]
     widths = [m for m in ladders if _kind(m) == "width" and "x" not in m.partition(":")[2]]
     smallest = min(ladders[DENSE])
 
     def over(new: str, old: str, *, at: int | None = None) -> list[Comparison]:
         """Latency of `new` over that of `old`, at each M that both have, or at one."""
-        shared = [m for m in ran[new] if m in ran[old] and at in (None, m)]
-        return [compare(ran[new][m].plausible, ran[old][m].plausible) for m in shared]
+        shared = [(ran[new][m], ran[old][m]) for m in ran[new] if m in ran[old] and at in (None, m)]
+        return [b.gain if new == DENSE and b.gain else compare(a.plausible, b.plausible) for a, b in shared]
 
     claims = {
         _DEPTH: ([r for d in depth for r in over(DENSE, d)], _faster),
@@ -112,7 +116,7 @@ def _read(ladders: Mapping[str, Ladder], known: Mapping[str, Time], held: dict[s
     for claim, (ratios, true) in claims.items():
         if ratios:
             held.setdefault(claim, []).append(_holds(ratios, true))
-    if any(c["status"] == "oom" for c in ladders[DENSE].values()):
+    if any(c.status == "oom" for c in ladders[DENSE].values()):
         largest = {m: max(batches, default=0) for m, batches in ran.items()}
         held.setdefault(_LARGER, []).append(max(largest.values()) > largest[DENSE])
 
@@ -149,12 +153,12 @@ def _kind(method: str) -> str:
 
 def _speeds(ladder: Ladder) -> dict[int, float]:
     """Tokens a second by batch, ascending, of those that ran."""
-    return {m: throughput(c) for m, c in sorted(ladder.items()) if c["status"] == "ok"}
+    return {m: c.throughput for m, c in sorted(ladder.items()) if c.ran}
 
 
 def _largest(ladder: Ladder) -> str:
-    fits = [m for m, c in ladder.items() if c["status"] == "ok"]
-    lost = any(c["status"] == "oom" for c in ladder.values())
+    fits = [m for m, c in ladder.items() if c.ran]
+    lost = any(c.status == "oom" for c in ladder.values())
     return f"{max(fits)}{'' if lost else '+'}" if fits else "none"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shlex
 from argparse import Namespace
@@ -12,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from slimcore.bench.grid.cells import DTYPES, Grid, grid_named, load_grids
-from slimcore.bench.measure.environment import has_cuda
+from slimcore.bench.grid.cells import DTYPES
+from slimcore.bench.grid.grids import Grid, grid_named, load_grids
+from slimcore.bench.measure.machine import has_cuda
+from slimcore.bench.measure.protocol import PAPER, Protocol
 
 if TYPE_CHECKING:
-    from slimcore.bench.measure.timing import Protocol
-    from slimcore.bench.suite.session import Places
+    from slimcore.bench.suite.lanes import Machine
+    from slimcore.bench.suite.opening import Places
+    from slimcore.bench.suite.workers import Settings
 
 DEFAULTS = ("cpu", "figure")  # grids, where none is named
 AXES = ("models", "methods", "inputs", "outputs", "batches", "engines")
@@ -38,27 +42,40 @@ def declare(parser: pytest.Parser) -> None:
     for name, kind, text in axes:
         group.addoption(f"--perf-{name}", type=kind, metavar="A,B", help=f"{text}; in place of the grid's")
     group.addoption("--perf-dtype", choices=tuple(DTYPES), help="of the weights; in place of the grid's")
-    group.addoption("--perf-seconds", type=float, default=6.0, help="time for the repeats of a cell (default: 6)")
+    group.addoption("--perf-seconds", type=_seconds, default=6.0, help="time for the repeats of a cell (default: 6)")
     group.addoption("--perf-protocol", choices=("adaptive", "paper"), default="adaptive",
-                    help="paper: the published 10 + 20 runs, sampled, by CUDA events (default: adaptive)")  # fmt: skip
+                    help="paper: the published 10 + 20 runs, sampled (default: adaptive)")  # fmt: skip
     group.addoption("--perf-devices", choices=("auto",), metavar="auto",
                     help="auto: accelerate spreads a model over the GPUs (default: it lies on one)")  # fmt: skip
     group.addoption("--perf-plan", action="store_true", help="print what is to be measured, time and memory")
     group.addoption("--perf-gpu", metavar="NAME", help="GPU to plan for, as h100 (default: the device that is here)")
     group.addoption("--perf-budget", type=_duration, metavar="10m", help="measure what fits, the most telling first")
     group.addoption("--perf-resume", nargs="?", const="latest", metavar="RUN", help="go on with a run, or the latest")
+    group.addoption("--perf-mixed", action="store_true", help="go on with a run in spite of another commit or versions")
     group.addoption("--perf-against", metavar="REF", help="measure a git ref, or a folder, in turn with this version")
     group.addoption("--perf-aa", type=_count, metavar="N", help="measure this version against itself N times")
     group.addoption("--perf-shard", type=_shard, metavar="K/N", help="measure part K of N; slimcore merge joins them")
-    group.addoption("--perf-detect", type=float, metavar="SHARE", help="slowdown that must be visible (0.05, CPU 0.1)")
+    group.addoption(
+        "--perf-detect",
+        type=_share,
+        metavar="SHARE",
+        help="slowdown that must show (0.05 is 5 %%; CPU: 0.1)",
+    )
     group.addoption("--perf-strict", action="store_true", help="inconclusive and no baseline fail")
     group.addoption("--perf-update", nargs="?", const="add", choices=("add", "replace"),
                     help="accept this run as a night; replace: cells that moved start anew")  # fmt: skip
     group.addoption("--perf-reason", metavar="TEXT", help="why this run is accepted")
-    group.addoption("--perf-allow", type=_names, default=[], metavar="A,B", help="accept dirty,missing,inconclusive")
+    group.addoption("--perf-allow", type=_names, default=[], metavar="A,B", help="of dirty,missing,inconclusive,moved")
     group.addoption("--perf-pin", action="store_true", help="accept this run as a release, to measure drift against")
+    group.addoption("--perf-python", type=_pair, action="append", default=[], metavar="ENGINE=PYTHON",
+                    help="interpreter that has an engine, as vllm=DIR/bin/python (default: ours)")  # fmt: skip
+    group.addoption("--perf-engine-options", type=_json, default={}, metavar="JSON",
+                    help='of vllm.LLM, as \'{"tensor_parallel_size": 2}\'')  # fmt: skip
+    group.addoption("--perf-deadline", type=_factor, default=10.0, metavar="FACTOR",
+                    help="a step may take so many times its forecast, a minute at least (default: 10)")  # fmt: skip
     group.addoption("--perf-reports", type=Path, metavar="DIR", help="where runs are written (default: reports)")
     group.addoption("--perf-baselines", type=Path, metavar="DIR", help="where baselines lie (default: baselines)")
+    parser.addini("perf_timed_device", "what tests that take `timed` use: cpu or cuda", type="string", default="cpu")
     parser.addini("perf_grids", "file of grids", type="string", default="perf/grids.toml")
 
 
@@ -72,6 +89,8 @@ def refuse_clashes(option: Namespace) -> None:
             workers and (option.perf_against or option.perf_aa),
         "--perf-budget counts the time of one process: run without -n, or narrow the grid":
             workers and option.perf_budget,
+        "--perf-plan measures nothing: run without -n":
+            workers and option.perf_plan,
         "--perf-update needs --perf-reason TEXT: why these measurements are right":
             option.perf_update and not option.perf_reason,
         "--perf-devices gives one process all GPUs: run without -n":
@@ -102,17 +121,26 @@ def grids(config: pytest.Config) -> tuple[list[Grid], list[Grid]]:
 
 def protocol(option: Namespace) -> Protocol:
     """How long each cell is measured."""
-    from slimcore.bench.measure.timing import PAPER, Protocol
-
     return PAPER if option.perf_protocol == "paper" else Protocol(seconds=option.perf_seconds)
 
 
 def places(config: pytest.Config) -> Places:
     """The folders to read and write."""
-    from slimcore.bench.suite.session import Places
+    from slimcore.bench.suite.opening import Places
 
     option, root = config.option, config.rootpath
     return Places(root, option.perf_reports or root / "reports", option.perf_baselines or root / "baselines")
+
+
+def machine(option: Namespace, device: str, share: int = 1, settings: Settings | None = None) -> Machine:
+    """What the processes that measure on `device` are told."""
+    from slimcore.bench.suite.lanes import Machine
+    from slimcore.bench.suite.workers import Settings
+
+    return Machine(
+        device, option.perf_devices, share, settings or Settings(), dict(option.perf_python),
+        option.perf_engine_options, option.perf_deadline,
+    )  # fmt: skip
 
 
 def again(option: Namespace, test: str) -> str:
@@ -150,6 +178,43 @@ def _duration(text: str) -> float:
     if not 0 < seconds < math.inf:
         raise ValueError
     return seconds
+
+
+def _seconds(text: str) -> float:
+    return _between(text, 0.0, math.inf)
+
+
+def _share(text: str) -> float:
+    """Of 1, above 0."""
+    share = _between(text, 0.0, 1.0)
+    if not share:
+        raise ValueError
+    return share
+
+
+def _factor(text: str) -> float:
+    return _between(text, 1.0, math.inf)
+
+
+def _between(text: str, low: float, high: float) -> float:
+    number = float(text)
+    if not low <= number < high:  # NaN is neither
+        raise ValueError
+    return number
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, given, value = text.partition("=")
+    if not given or not Path(value).exists():
+        raise ValueError
+    return name, value
+
+
+def _json(text: str) -> dict[str, Any]:
+    read = json.loads(text)
+    if not isinstance(read, dict):
+        raise TypeError
+    return read
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -1,16 +1,23 @@
-"""Several pytest-xdist workers: each has its own GPU, or its own cores, and whole subjects to measure."""
+"""Several pytest-xdist workers: each has its own GPU, or its own cores, and whole subjects to measure.
+
+A plugin of its own, which the measuring plugin registers where xdist is.
+"""
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Any
 
+import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-from slimcore.bench.measure.environment import cores
-from slimcore.errors import ResultsError
+from slimcore.bench.records.results import stamp
+from slimcore.bench.suite.whole_run import RUNS
 
+_SLOTS = pytest.StashKey[dict[str, int]]()
+_STAMP = pytest.StashKey[str]()
 _CELL = re.compile(r"\[(.+)/i\d+-o\d+/m\d+/[^/]+\]$")
 
 
@@ -22,28 +29,34 @@ class BySubject(LoadScopeScheduling):  # type: ignore[misc]
         return cell[1] if cell else nodeid
 
 
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker its place and the run's name."""
+    stash = node.config.stash
+    node.workerinput["slimcore_slot"] = free_slot(stash.setdefault(_SLOTS, {}), node.gateway.id)
+    node.workerinput["slimcore_stamp"] = stash.setdefault(_STAMP, stamp())
+
+
+def pytest_testnodedown(node: Any) -> None:
+    """Free a worker's place."""
+    node.config.stash.get(_SLOTS, {}).pop(node.gateway.id, None)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> BySubject | None:
+    """Where there are grids, and nothing else was asked for, whole subjects go to a worker."""
+    if config.option.dist != "load" or not (config.rootpath / config.getini("perf_grids")).exists():
+        return None
+    return BySubject(config, log)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Learn from a worker where its run lies."""
+    node = getattr(report, "node", None)
+    if node is not None and hasattr(report, "perf_run"):
+        node.config.stash[RUNS].folders[Path(report.perf_run)] = None
+
+
 def free_slot(taken: MutableMapping[str, int], worker: str) -> int:
     """The lowest number no living worker has, given to `worker`: one that replaces a crashed one takes its place."""
     taken[worker] = next(n for n in range(len(taken) + 1) if n not in taken.values())
     return taken[worker]
-
-
-def own_gpu(slot: int) -> None:
-    """Let this process see one GPU; to be called before CUDA is. None is left where there are fewer than workers."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    mine = visible.split(",")[slot : slot + 1] if visible else [str(slot)]
-    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
-
-
-def own_cores(slot: int, workers: int) -> None:
-    """Keep this process, and those it starts, on its share of the cores. Raises ResultsError where that is none."""
-    import torch
-
-    every = cores()
-    mine = every[len(every) * slot // workers : len(every) * (slot + 1) // workers]
-    if not mine:
-        raise ResultsError(f"-n {workers} on {len(every)} cores: times of cells that share a core say nothing; use -n"
-                           f" {len(every)} or less")  # fmt: skip
-    os.sched_setaffinity(0, mine)
-    os.environ["OMP_NUM_THREADS"] = str(len(mine))
-    torch.set_num_threads(len(mine))

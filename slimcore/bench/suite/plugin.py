@@ -1,38 +1,32 @@
 """pytest hooks and fixtures of the performance suite: only those.
 
-A test that takes the fixture `cell` runs once for every cell of the grid.
+A test that takes the fixture `perf_cell` runs once for every cell of the grid; one that takes `timed` times code of its
+own. A suite without either is left alone.
 """
 
 from __future__ import annotations
 
-import math
 import sys
-import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from slimcore.bench.grid.cells import Cell, Grid, shard
-from slimcore.bench.measure.environment import has_cuda
+from slimcore.bench.grid.cells import shard
+from slimcore.bench.measure.machine import has_cuda
 from slimcore.bench.suite import options
+from slimcore.bench.suite.bar import Bar
+from slimcore.bench.suite.items import FIXTURE, cell_of, cell_of_code, cells_of, leave_out
+from slimcore.bench.suite.whole_run import RUNS, Runs
 from slimcore.errors import SlimcoreError
 
 if TYPE_CHECKING:
     from slimcore.bench.suite.session import Session
+    from slimcore.bench.suite.timing import Timed
 
+AUTO = "transformers.models.auto.configuration_auto"
 MARKS = {"cpu": "cpu", "cuda": "gpu"}  # device -> mark
-
-_GRIDS = pytest.StashKey[list[Grid]]()  # whole, before the options narrow them
-_SESSION = pytest.StashKey["Session"]()  # of a process that measures
-_REFUSED = pytest.StashKey[str]()  # why a worker cannot
-_RUN = pytest.StashKey[Path]()  # the folder of results, on the controller of workers
-_SLOTS = pytest.StashKey[dict[str, int]]()
-_STAMP = pytest.StashKey[str]()
-_LINES = pytest.StashKey[list[str]]()
-_DEADLINE = pytest.StashKey[float]()  # of --perf-budget, on the monotonic clock
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -42,112 +36,109 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """One test a cell."""
-    if "cell" not in metafunc.fixturenames:
+    if FIXTURE not in metafunc.fixturenames:
         return
     try:
-        metafunc.config.stash[_GRIDS], narrowed = options.grids(metafunc.config)
+        metafunc.config.stash[RUNS].grids, narrowed = options.grids(metafunc.config)
     except SlimcoreError as error:
         raise pytest.Collector.CollectError(str(error)) from None
     cells = [cell for grid in narrowed for cell in grid.cells()]
-    metafunc.parametrize("cell", [pytest.param(c, id=c.id, marks=getattr(pytest.mark, MARKS[c.device])) for c in cells])
+    metafunc.parametrize(
+        FIXTURE, [pytest.param(c, id=c.id, marks=getattr(pytest.mark, MARKS[c.device])) for c in cells]
+    )
 
 
 @pytest.hookimpl(trylast=True)  # after -m and -k
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Where the grids of both devices are left, keep that of the device that is here; then this part of it."""
-    devices = {cell.device for item in items if (cell := _cell(item))}
+    cells = cells_of(items, timed=False)
+    devices = {cell.device for cell in cells}
     wanted = devices if len(devices) < 2 else {"cuda" if has_cuda() else "cpu"}
-    own = {cell for item in items if (cell := _cell(item)) and cell.device in wanted}
+    own = {cell for cell in cells if cell.device in wanted}
     if config.option.perf_shard and own:
-        ordered = [cell for item in items if (cell := _cell(item)) in own]
+        ordered = [cell for cell in cells if cell in own]
         try:
             own = set(shard(ordered, *config.option.perf_shard))
         except SlimcoreError as error:
             raise pytest.UsageError(str(error)) from None
-    _leave_out(config, items, lambda cell: cell not in own)
+    leave_out(config, items, lambda cell: cell not in own)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse what cannot go together; give a worker its GPU before anything looks for one."""
+    """Declare the marks; refuse what cannot go together; have a part with workers where xdist is."""
+    for device, mark in MARKS.items():
+        config.addinivalue_line("markers", f"{mark}: a cell that is measured on a {device.upper()} device")
     options.refuse_clashes(config.option)
-    if hasattr(config, "workerinput"):
-        from slimcore.bench.suite.parallel import own_gpu
+    config.stash[RUNS] = Runs(config)
+    if config.pluginmanager.hasplugin("xdist"):
+        from slimcore.bench.suite import parallel
 
-        own_gpu(config.workerinput["slimcore_slot"])
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_configure_node(node: Any) -> None:
-    """Tell a worker its place and the run's name."""
-    from slimcore.bench.records import results
-    from slimcore.bench.suite.parallel import free_slot
-
-    stash = node.config.stash
-    node.workerinput["slimcore_slot"] = free_slot(stash.setdefault(_SLOTS, {}), node.gateway.id)
-    node.workerinput["slimcore_stamp"] = stash.setdefault(_STAMP, results.stamp())
+        config.pluginmanager.register(parallel, "slimcore-workers")
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any) -> None:
-    """Free a worker's place."""
-    node.config.stash.get(_SLOTS, {}).pop(node.gateway.id, None)
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    """Have transformers' Auto classes know slimcore's models, where a suite has imported both.
 
+    `import slimcore` does that, but in a test it finds slimcore imported, by pytest for this plugin.
+    """
+    if AUTO in sys.modules:
+        from slimcore.registration import register
 
-@pytest.hookimpl(optionalhook=True, tryfirst=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Where nothing else was asked for, whole subjects go to a worker."""
-    if config.option.dist != "load":
-        return None
-    from slimcore.bench.suite.parallel import BySubject
-
-    return BySubject(config, log)
+        with suppress(Exception):  # a broken transformers is not ours to tell of
+            register()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
-    """Refuse a run that could measure nothing; open the run; conclude it, and fail for what only the whole shows."""
-    config = session.config
-    failed = session.testsfailed and not config.option.continue_on_collection_errors
-    if not failed and not config.option.collectonly and (cells := _cells(session)):
-        try:
-            _begin(session, cells)
-        except SlimcoreError as error:
-            if not hasattr(config, "workerinput"):
-                raise pytest.UsageError(str(error)) from None
-            config.stash[_REFUSED] = str(error)  # the fixture `bench` says it, cell by cell
+    """Refuse a run that could measure nothing; open the runs; conclude them, and fail for what only the whole shows."""
+    runs, option = session.config.stash[RUNS], session.config.option
+    if not option.collectonly and (option.continue_on_collection_errors or not session.testsfailed):
+        runs.begin(session)
     try:
         return (yield)
     finally:
-        if _SESSION in config.stash:
-            config.stash[_SESSION].close()
-        if not hasattr(config, "workerinput"):
-            _end(session)
+        runs.end(session)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a cell whose engine is not here, or for which no time is left."""
-    cell, config = _cell(item), item.config
-    if cell is None or _SESSION not in config.stash:
-        return
-    from slimcore.bench.measure.engines import missing
-
-    if reason := missing(cell.engine, cell.device):
+    if (cell := cell_of(item)) and (reason := item.config.stash[RUNS].unmeasurable(cell)):
         pytest.skip(reason)
-    session = config.stash[_SESSION]
-    late = time.monotonic() > config.stash.get(_DEADLINE, math.inf) and session.measured
-    if late and cell.id not in session.run.done:
-        pytest.skip("the time of --perf-budget is used: --perf-resume goes on")
 
 
 @pytest.fixture(scope="session")
-def bench(pytestconfig: pytest.Config) -> Session:
+def perf_bench(pytestconfig: pytest.Config) -> Session:
     """What measures and judges cells."""
-    if _REFUSED in pytestconfig.stash:
-        pytest.fail(pytestconfig.stash[_REFUSED], pytrace=False)
-    session = pytestconfig.stash[_SESSION]
-    session.ways.building = lambda: _progress_shown(pytestconfig)
+    session = pytestconfig.stash[RUNS].opened(timed=False)
+    bar = Bar()
+    session.lanes.report = bar
+
+    @contextmanager
+    def shown() -> Iterator[None]:
+        with _progress_shown(pytestconfig):
+            yield
+            bar.close()
+
+    session.lanes.building = shown
     return session
+
+
+@pytest.fixture
+def timed(request: pytest.FixtureRequest) -> Timed:
+    """Times code of your own: `timed(lambda: step(x))`, once in a test, which is red where that got slower.
+
+    As a cell: warmed up, repeated until the median is tight, beside the canary, which another process reads; judged
+    against the accepted nights of this test on this machine, in baselines/<machine>/timed/. Each sample is of as many
+    calls as two milliseconds hold, and waits for a GPU that torch has begun to use. A suspect is measured again in four
+    further rounds, of more samples in all, in this same process: code cannot be moved to a fresh one, so that what the
+    process is like by chance stays in the verdict's doubt. What the code raises fails the test as it is.
+    """
+    from slimcore.bench.suite.timing import Timed
+
+    cell = cell_of_code(request.node)
+    return Timed(request.config.stash[RUNS].opened(timed=True, cell=cell), cell)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -156,20 +147,14 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Put what was measured on the report, for the line of the cell."""
     report = yield
-    session = item.config.stash.get(_SESSION, None)
-    cell = _cell(item)
-    if call.when == "call" and session is not None and cell is not None:
+    cell = cell_of(item)
+    session = item.config.stash[RUNS].of(cell) if cell else None
+    if session is not None and cell is not None:
         # Plain text: it has to reach the controller.
-        report.perf, report.perf_verdict = session.line(cell)  # type: ignore[attr-defined]
         report.perf_run = str(session.run.folder)  # type: ignore[attr-defined]
+        if call.when == "call":
+            report.perf, report.perf_verdict = session.line(cell)  # type: ignore[attr-defined]
     return report
-
-
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Learn from a worker where the run lies."""
-    node = getattr(report, "node", None)
-    if node is not None and hasattr(report, "perf_run"):
-        node.config.stash[_RUN] = Path(report.perf_run)
 
 
 def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, Any] | None:
@@ -184,68 +169,10 @@ def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, Any] 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Say what the run showed; the report's path last."""
-    if _LINES in config.stash:
+    if lines := config.stash[RUNS].lines:
         terminalreporter.section("slimcore")
-        for line in config.stash[_LINES]:
+        for line in lines:
             terminalreporter.write_line(line)
-
-
-def _begin(session: pytest.Session, cells: Sequence[Cell]) -> None:
-    """Open the run of `cells`, or only plan it. Raises SlimcoreError."""
-    from slimcore.bench.suite import planning, whole_run
-
-    config = session.config
-    if config.option.perf_plan:
-        config.stash[_LINES] = planning.described(config.option, cells)
-        session.items[:] = []
-        return
-    tests = {cell.id: item.nodeid for item in session.items if (cell := _cell(item))}
-    run = config.stash[_SESSION] = whole_run.opened(config, config.stash[_GRIDS], cells, tests)
-    if not config.option.perf_budget:
-        return
-    config.stash[_DEADLINE] = time.monotonic() + config.option.perf_budget
-    if waiting := [cell for cell in cells if cell.id not in run.run.done]:
-        late = set(waiting) - planning.within_budget(config.option, waiting)
-        _leave_out(config, session.items, lambda cell: cell in late)
-        session.testscollected = len(session.items)
-
-
-def _end(session: pytest.Session) -> None:
-    """Conclude the run, where there is one."""
-    config = session.config
-    measuring = config.stash.get(_SESSION, None)
-    folder = measuring.run.folder if measuring else config.stash.get(_RUN, None)
-    if folder is None:
-        return
-    from slimcore.bench.suite import whole_run
-
-    conclusion = whole_run.concluded(config, folder, measuring)
-    config.stash[_LINES] = conclusion.lines
-    session.testscollected += len(conclusion.failures)
-    for report in whole_run.failed_tests(conclusion.failures):
-        config.hook.pytest_runtest_logreport(report=report)
-
-
-def _leave_out(config: pytest.Config, items: list[pytest.Item], unwanted: Callable[[Cell], bool]) -> None:
-    """Deselect the tests of unwanted cells."""
-    kept: list[pytest.Item] = []
-    dropped: list[pytest.Item] = []
-    for item in items:
-        cell = _cell(item)
-        (dropped if cell is not None and unwanted(cell) else kept).append(item)
-    if dropped:
-        config.hook.pytest_deselected(items=dropped)
-        items[:] = kept
-
-
-def _cells(session: pytest.Session) -> list[Cell]:
-    """Those of the collected tests; the controller of workers has none."""
-    return [cell for item in getattr(session, "items", []) if (cell := _cell(item))]
-
-
-def _cell(item: pytest.Item) -> Cell | None:
-    """The cell of a test that has one."""
-    return item.callspec.params.get("cell") if hasattr(item, "callspec") else None
 
 
 @contextmanager

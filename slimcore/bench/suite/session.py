@@ -1,39 +1,33 @@
-"""One process of the suite measuring: each cell, its verdict, and writing it down."""
+"""One process of the suite: each cell measured, its verdict, and writing it down."""
 
 from __future__ import annotations
 
 import time
-import traceback
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 import psutil
 
-from slimcore.bench.grid.cells import Cell, Grid
+from slimcore.bench.grid.cells import DENSE, WHOLE, Cell
+from slimcore.bench.grid.grids import Grid
 from slimcore.bench.judge import baseline
+from slimcore.bench.judge.gate import Judgement
 from slimcore.bench.judge.judging import Judge
-from slimcore.bench.records import results
-from slimcore.bench.suite.alone import Alone
-from slimcore.bench.suite.pairs import Pairs
-from slimcore.bench.suite.remote import HERE, checkout
-from slimcore.errors import ResultsError, SlimcoreError
+from slimcore.bench.measure.protocol import Protocol
+from slimcore.bench.records.records import SCHEMA, Begun, Measurement, Start
+from slimcore.bench.suite import opening
+from slimcore.bench.suite.executor import Executor
+from slimcore.bench.suite.lanes import OTHER, Lanes, Machine
+from slimcore.bench.suite.opening import Places
+from slimcore.bench.suite.versions import checkout, python_of
+from slimcore.bench.suite.workers import HERE
+from slimcore.errors import SlimcoreError
 
-if TYPE_CHECKING:
-    from slimcore.bench.judge.gate import Judgement
-    from slimcore.bench.measure.timing import Protocol, Timing
-    from slimcore.bench.records.results import Record
-
-
-@dataclass(frozen=True)
-class Places:
-    """Folders a run reads and writes."""
-
-    root: Path  # of the checkout
-    reports: Path
-    baselines: Path
+TRIES = 2  # of a cell that takes its process, or the machine, down
 
 
 @dataclass(frozen=True)
@@ -41,156 +35,177 @@ class Options:
     """How a run is measured and judged, where it is not the usual way."""
 
     resume: str | None = None  # a run's name, or `latest`
+    mixed: bool = False  # go on with it though commit or versions differ
     against: str | None = None  # a git ref or a folder
     aa: int | None = None  # this version against itself, so many times
-    devices: str | None = None  # `auto`: a model is spread over the GPUs
     detect: float | None = None
     strict: bool = False
     shard: str | None = None  # k/n
+    budget: float | None = None  # seconds
     again: Mapping[str, str] = field(default_factory=dict)  # id -> the command that measures it again
     name: str | None = None  # of a run's folder that several processes share
     worker: str = ""  # which of them this one is
-    workers: int = 1
+    lanes: type[Lanes] = Lanes
 
 
 class Session:
     """Measures and judges the selected cells of one grid."""
 
     def __init__(
-        self, grid: Grid, cells: Sequence[Cell], places: Places, protocol: Protocol, options: Options | None = None
-    ) -> None:
+        self, grid: Grid, cells: Sequence[Cell], places: Places, protocol: Protocol, machine: Machine,
+        options: Options | None = None,
+    ) -> None:  # fmt: skip
         """Open the run's folder: a new one, or one that is gone on with. Raises ResultsError."""
-        from slimcore.bench.measure import environment
-
         options = options or Options()
-        machine = environment.machine_key(grid.device, options.workers, options.devices)
-        accepted = baseline.read(places.baselines, machine, grid.name, grid.device)
-        self._unpacked: TemporaryDirectory[str] | None = None
-        against, name = HERE, "itself" if options.aa else None
-        if options.against is not None:
-            self._unpacked = TemporaryDirectory(prefix="slimcore-")
-            against, name = checkout(places.root, options.against, Path(self._unpacked.name))
-        if options.resume:
-            self.run = results.resume(places.reports, options.resume, grid.name, options.worker)
-        elif options.name:
-            self.run = results.share(places.reports, options.name, options.worker)
-        else:
-            self.run = results.create(places.reports, grid.name)
-        start = {
-            "kind": "run",
-            "schema": results.SCHEMA,
-            "grid": grid.name,
-            "device": grid.device,
-            "machine": machine,
-            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "shard": options.shard,
-            "against": name,
-            "aa": options.aa,
-            "devices": options.devices,
-            "detect": options.detect,
-            "strict": options.strict,
-            "software": environment.software(places.root, grid.device),
-            "grid_cells": list(dict.fromkeys(cell.id for cell in (*grid.cells(), *cells))),
-            "cells": [cell.id for cell in cells],
-        }
-        self._check_same(start)
-        self.judge = Judge(accepted.without(self.run.began), start, again=options.again)
-        self.ways = (
-            Alone(self.run, protocol, grid.device, options.devices)
-            if name is None
-            else Pairs(self.run, (against, HERE), protocol, options.devices)
-        )
+        against, roots = "itself" if options.aa else None, {}
+        with ExitStack() as opened:
+            if options.against is not None:
+                folder = opened.enter_context(TemporaryDirectory(prefix="slimcore-"))
+                root, against = checkout(places.root, options.against, Path(folder))
+                roots[OTHER] = (root, python_of(root, HERE))
+            self.run = opening.opened(
+                places.reports, grid.name, resume=options.resume, shared=options.name, worker=options.worker
+            )
+            opened.callback(self.run.close)
+            self.lanes = options.lanes(self.run, machine, protocol, roots)
+            opened.callback(self.lanes.end)
+            start = self._start(grid, cells, places, options, against)
+            if self.run.starts:
+                start = opening.checked_same(self.run, start, insists=options.mixed)
+            accepted = baseline.read(places.baselines, start.machine, grid.name, grid.device)
+            self._opened = opened.pop_all()
+        self._asked = {cell.id: cell for cell in cells}
+        self._executor = Executor(self.run, self.lanes, protocol, versions=against is not None)
         self._done = dict(self.run.done)
+        self._missing: dict[str, str] = {}  # engine -> why it cannot run
         self.measured = 0  # records, by this start of the run
-        self._since = psutil.Process().create_time()  # what the next record has taken began then
         self.resumed = sum(cell.id in self._done for cell in cells)
-        self._write(start)
+        self._since = psutil.Process().create_time()  # what the next record has taken began then
+        self.run.append(start)
+        self.judge = Judge(accepted.without(self.run.began), start, self.run.weights, again=options.again)
+
+    def leave_out(self, cells: Iterable[Cell]) -> None:
+        """Do not measure these in this start of the run."""
+        for cell in cells:
+            self._asked.pop(cell.id, None)
 
     def measure(self, cell: Cell) -> Judgement:
         """Measure `cell`, or take it from the run that is gone on with; measure a suspect again; its verdict.
 
-        Whatever goes wrong is a status of the record, so that no exception holds a model's memory.
+        Whatever goes wrong in a worker is a status of the record. Raises ResultsError where nothing can be written.
         """
-        record = self._done.get(cell.id) or self._keep(cell, self._guarded(cell, {}))
-        verdict = self.judge(record)
+        while cell.id not in self._done:
+            self._measure_next(cell)
+        verdict = self.judge(self._done[cell.id])
         if verdict.suspect:
-            record = self._keep(cell, self._guarded(cell, record))
-            verdict = self.judge(record)
+            self._keep(self._guarded_again(cell, self._done[cell.id]))
+            verdict = self.judge(self._done[cell.id])
         return verdict
 
     def line(self, cell: Cell) -> tuple[str, str]:
         """A few words on a measured cell, for the terminal, and its verdict."""
-        from slimcore.bench.report import writing as report
+        from slimcore.bench.report import writing
 
-        record = self._done.get(cell.id)
-        if record is None:
+        measured = self._done.get(cell.id)
+        if measured is None:
             return "", ""
-        verdict = self.judge(record)
-        return report.line(record, verdict), verdict.verdict
+        verdict = self.judge(measured)
+        return writing.line(measured, verdict), verdict.verdict
+
+    def missing(self, engine: str) -> str:
+        """Why `engine` cannot run here, asked once; empty where it can."""
+        if engine not in self._missing:
+            self._missing[engine] = self.lanes.missing(engine)
+        return self._missing[engine]
 
     def close(self) -> None:
         """End the processes that measure, and remove what was unpacked."""
-        self.ways.close()
-        if self._unpacked is not None:
-            self._unpacked.cleanup()
+        self._opened.close()
 
-    def _guarded(self, cell: Cell, known: Record) -> Record:
-        """Measure `cell`, or again where it is `known` already; an error is a status."""
-        from slimcore.bench.measure.timing import Timing, release
-
-        try:
-            return known | self.ways.again(cell, known) if known else self._time(cell)
-        except SlimcoreError as error:  # says what to do: a traceback would hide it
-            timing = Timing("error", str(error))
-            release(error)
-        except Exception as error:  # noqa: BLE001 - a cell's failure must not cost the next one
-            timing = Timing("error", "".join(traceback.format_exception(error)).strip())
-            release(error)
-        self.ways.drop()
-        return timing.as_dict()
-
-    def _time(self, cell: Cell) -> Record:
+    def _measure_next(self, cell: Cell) -> None:
+        """Measure `cell`, or a longer one that it is a part of."""
         smaller = self._out_of_memory_below(cell)
-        if smaller is None:
-            return self.ways.measure(cell, self._write)
-        known = self._done[cell.with_batch(smaller).id]
-        return {k: known[k] for k in ("against_status",) if k in known} | _not_tried(smaller).as_dict()
+        if smaller is not None:
+            known = self._done[cell.with_batch(smaller).id]
+            self._keep(Measurement(cell, "oom", f"not tried: M{smaller} was out of memory already",
+                                   against=known.against and replace(known.against, fresh=())))  # fmt: skip
+            return
+        if self.run.begun[cell.id] >= TRIES:
+            words = f"it took its process, or the machine, down {TRIES} times: nothing of it was written"
+            self._keep(Measurement(cell, "error", words))
+            return
+        ladder = self._ladder(cell)
+        longest = ladder[-1]
+        dense = self._asked.get(replace(longest, method=DENSE).id)
+        if dense is None or dense.id not in self._done or not self._done[dense.id].ran:
+            dense = None
+        self.run.append(Begun(longest.id, round(time.time(), 3)))
+        for measured in self._guarded(longest, tuple(one.output_tokens for one in ladder), dense):
+            self._keep(measured)
+
+    def _ladder(self, cell: Cell) -> list[Cell]:
+        """Asked cells that are `cell` but for their output tokens, shortest first, where one generate tells of all."""
+        alone = self.judge.start.against is not None or cell.engine in WHOLE
+        alike = [
+            one for one in self._asked.values()
+            if one.ladder == cell.ladder and one.id not in self._done
+            and self._out_of_memory_below(one) is None and not self.run.begun[one.id]
+        ]  # fmt: skip
+        return [cell] if alone or cell not in alike else sorted(alike, key=lambda one: one.output_tokens)
+
+    def _guarded(self, cell: Cell, lengths: tuple[int, ...], dense: Cell | None) -> list[Measurement]:
+        try:
+            return self._executor.measure(cell, lengths, dense)
+        except SlimcoreError as error:
+            self.lanes.close()
+            return [Measurement(cell, "error", str(error))]
+
+    def _guarded_again(self, cell: Cell, known: Measurement) -> Measurement:
+        try:
+            return self._executor.again(cell, known)
+        except SlimcoreError as error:
+            self.lanes.close()
+            return Measurement(cell, "error", str(error))
 
     def _out_of_memory_below(self, cell: Cell) -> int | None:
         """A smaller batch at which the same cell did not fit."""
-        for record in self._done.values():
-            batch = record["batch"]
-            if record["status"] == "oom" and batch < cell.batch and cell.with_batch(batch).id == record["id"]:
-                return int(batch)
+        for measured in self._done.values():
+            batch = measured.cell.batch
+            if measured.status == "oom" and batch < cell.batch and cell.with_batch(batch) == measured.cell:
+                return batch
         return None
 
-    def _keep(self, cell: Cell, figures: Record) -> Record:
+    def _keep(self, measured: Measurement) -> None:
         now = time.time()
-        spent = round(figures.get("spent_s", 0.0) + now - self._since, 3)
+        known = self._done.get(measured.id)
+        spent = (known.spent_s if known else 0.0) + now - self._since
         self._since = now
-        record = {"kind": "cell"} | cell.as_dict() | figures | {"ended": round(now, 3), "spent_s": spent}
-        self._done[cell.id] = record
+        measured = replace(measured, ended=round(now, 3), spent_s=round(spent, 3))
+        self._done[measured.id] = measured
         self.measured += 1
-        self._write(record)
-        return record
+        self.run.append(measured)
 
-    def _write(self, record: Record) -> None:
-        results.append(self.run, record)
-
-    def _check_same(self, start: Record) -> None:
-        """A run is gone on with by the same grid, machine and mode only."""
-        if not self.run.starts:
-            return
-        before = self.run.start
-        for what in ("grid", "machine", "against", "devices"):
-            if before.get(what) != start[what]:
-                raise ResultsError(
-                    f"{self.run.folder} was measured with {what} {before.get(what)!r}, this is {start[what]!r}:"
-                    " start a new run, without --perf-resume"
-                )
-
-
-def _not_tried(smaller: int) -> Timing:
-    from slimcore.bench.measure.timing import Timing
-
-    return Timing("oom", f"not tried: M{smaller} was out of memory already")
+    def _start(self, grid: Grid, cells: Sequence[Cell], places: Places, options: Options, against: str | None) -> Start:
+        engines = dict.fromkeys(cell.engine for cell in cells)
+        machine, software = self.lanes.facts(places.root)
+        for engine in engines:
+            if engine in self.lanes.machine.pythons:
+                _, its = self.lanes.facts(places.root, engine)
+                software |= {engine: ", ".join(f"{k} {its[k]}" for k in ("vllm", "torch", "transformers") if k in its)}
+        return Start(
+            schema=SCHEMA,
+            grid=grid.name,
+            device=grid.device,
+            machine=machine,
+            started=datetime.now().astimezone().isoformat(timespec="milliseconds"),
+            software=software,
+            cells=tuple(cell.id for cell in cells),
+            grid_cells=tuple(dict.fromkeys(cell.id for cell in (*grid.cells(), *cells))),
+            shard=options.shard,
+            against=against,
+            aa=options.aa,
+            devices=self.lanes.machine.devices,
+            detect=options.detect,
+            strict=options.strict,
+            budget=options.budget,
+        )

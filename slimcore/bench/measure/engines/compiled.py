@@ -8,35 +8,67 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from slimcore.bench.measure.engines.eager import eager
+from slimcore.bench.measure.engines.eager import generated
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, StaticCache
 
+    from slimcore.bench.measure.engines import Mark
 
-def compiled(model: PreTrainedModel, ids: Tensor, new_tokens: int, *, sample: bool = False) -> Tensor:
-    """As `eager`, each decode step one compiled graph: on CUDA a CUDA graph, on a CPU with kernels for its rows."""
-    from torch._inductor import config as inductor
-    from torch.compiler import skip_guard_on_all_nn_modules_unsafe
-    from transformers import CompileConfig
 
-    on_cpu = model.device.type == "cpu"
-    # Whether the model still is what was compiled is asked once a generate, by _cache, and not in each step, where it
-    # takes as long as launching the graph does.
-    how = {"guard_filter_fn": skip_guard_on_all_nn_modules_unsafe, "triton.cudagraphs": not on_cpu}
-    config = CompileConfig(dynamic=False, mode=None, options=how)  # type: ignore[arg-type] # None: as options say
-    config._compile_all_devices = True  # type: ignore[assignment] # CPU too
-    cache = _cache(model, ids.shape[0], ids.shape[1] + new_tokens, decodes=new_tokens > 1)
-    try:
+class Compiled:
+    """As eager, each decode step one compiled graph: on CUDA a CUDA graph, on a CPU with kernels for its rows."""
+
+    elsewhere = False
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        import torch
+
+        self._model = model
+        self._cache: StaticCache | None = None
+        self._shape = (0, 0)
+        # What was compiled for another shape holds memory, and torch compiles a function so often only.
+        torch.compiler.reset()
+        model.__dict__.pop("_compiled_call", None)
+
+    def generate(self, ids: Tensor, new_tokens: int, *, sample: bool, mark: Mark) -> Tensor:
+        """Ids (M, T + N). Raises ValueError where M or T + N are not those of the first call."""
+        from torch._inductor import config as inductor
+        from torch.compiler import skip_guard_on_all_nn_modules_unsafe
+        from transformers import CompileConfig
+
+        on_cpu = self._model.device.type == "cpu"
+        # The model does not change while the engine lives: asking in each step takes as long as launching the graph.
+        how = {"guard_filter_fn": skip_guard_on_all_nn_modules_unsafe, "triton.cudagraphs": not on_cpu}
+        config = CompileConfig(dynamic=False, mode=None, options=how)  # type: ignore[arg-type] # None: as options say
+        config._compile_all_devices = True  # type: ignore[assignment] # CPU too
+        cache = self._empty_cache(ids.shape[0], ids.shape[1] + new_tokens)
         # Not options of the compilation, which come too late for both: weights must be constants when it is traced
         # already, or nothing is packed; and the pass reads its limits once, when it is imported.
         with inductor.patch(_for_rows(ids.shape[0]) if on_cpu else {}), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`past_key_values` is deprecated")  # its new name is not in all versions
-            return eager(model, ids, new_tokens, sample=sample, past_key_values=cache, compile_config=config)
-    except BaseException:
-        _forget(model)  # it holds memory
-        raise
+            return generated(self._model, ids, new_tokens, sample=sample, mark=mark,
+                             past_key_values=cache, compile_config=config)  # fmt: skip
+
+    def close(self) -> None:
+        """Forget what was compiled, and the cache."""
+        import torch
+
+        self._cache = None
+        self._model.__dict__.pop("_compiled_call", None)
+        torch.compiler.reset()
+
+    def _empty_cache(self, rows: int, length: int) -> StaticCache:
+        """One object for all runs, whose address is compiled in."""
+        from transformers import StaticCache
+
+        if self._cache is None:
+            self._cache, self._shape = StaticCache(self._model.config, max_cache_len=length), (rows, length)
+        if self._shape != (rows, length):
+            raise ValueError(f"compiled for {self._shape} (rows, tokens), asked for {(rows, length)}: start another")
+        self._cache.reset()
+        return self._cache
 
 
 def _for_rows(rows: int) -> dict[str, Any]:
@@ -46,38 +78,3 @@ def _for_rows(rows: int) -> dict[str, Any]:
     """
     reduction = {"cpu_max_other_dimension_decomposition": 1 << 20}  # wider than any vocabulary
     return {"freezing": rows > 1, "post_grad_fusion_options": {"decompose_mm_pass": reduction}}
-
-
-def _cache(model: PreTrainedModel, rows: int, length: int, *, decodes: bool) -> StaticCache | None:
-    """An empty cache for `rows` of `length` tokens: one object for all runs of a shape, whose address is compiled in.
-
-    None where the one-token generate (TTFT), which runs no decode step, has no shape's cache to use.
-    """
-    import torch
-    from transformers import StaticCache
-
-    shape = {"rows": rows, "length": length, "model": _identity(model)}
-    had = model.__dict__.get("_slimcore_compiled", {})
-    if decodes and had.get("shape") != shape:
-        # What was compiled for another shape holds memory, and torch compiles a function so often only.
-        had.clear()
-        _forget(model)
-        torch.compiler.reset()
-        had |= {"shape": shape, "cache": StaticCache(model.config, max_cache_len=length)}
-        model.__dict__["_slimcore_compiled"] = had
-    elif not decodes and had.get("shape", {}) | {"length": length} != shape:
-        return None
-    cache: StaticCache = had["cache"]
-    cache.reset()
-    return cache
-
-
-def _identity(model: PreTrainedModel) -> list[tuple[object, ...]]:
-    """What changes where a module does, or a weight, replaced or written to: it may have been cut or healed since."""
-    modules: list[tuple[object, ...]] = [(id(module), module.training) for module in model.modules()]
-    return modules + [(id(p), p.shape, p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters()]
-
-
-def _forget(model: PreTrainedModel) -> None:
-    for name in ("_compiled_call", "_slimcore_compiled"):
-        model.__dict__.pop(name, None)
