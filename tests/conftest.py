@@ -13,7 +13,9 @@ from tests.helpers import byte_tokenizer
 collect_ignore = ["example_project"]  # run by test_example_project.py
 
 # No deadline: machines are shared. In CI the examples are the same each time, so that a red run repeats.
-settings.register_profile("slimcore", deadline=None, print_blob=True, derandomize=bool(os.environ.get("CI")))
+settings.register_profile(
+    "slimcore", deadline=None, print_blob=True, derandomize=bool(os.environ.get("CI")), max_examples=60
+)
 settings.load_profile("slimcore")
 
 

@@ -162,18 +162,17 @@ def test_a_saved_model_is_scored_and_its_perplexity_told(suite, pytester, tokeni
     assert "4,064 predictions on builtin/heldout, windows of 128 tokens, no BOS" in report_text(pytester)
 
 
-@pytest.mark.usefixtures("suite")
-def test_scoring_before_a_cell_shows_its_progress_on_a_terminal(pytester, tokenizer):
+def test_scoring_before_a_cell_shows_its_progress_on_a_terminal(suite, pytester, tokenizer):
     """And in a log there is none of it."""
     slimcore.save(tiny(layers=8), pytester.path / "mine", tokenizer=tokenizer)
-    options = ["perf", "-v", "--perf-seconds=0", "--perf-models=./mine", "--perf-batches=1", "--perf-reports"]
-    command = [sys.executable, "-m", "pytest", *options]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    shown = on_a_terminal([*command, "shown"], env=environment)
+    options = ("--perf-models=./mine", "--perf-methods=depth-ppl:2L", "--perf-batches=1")
+    command = [sys.executable, "-m", "pytest", "perf", "-v", "--perf-seconds=0", *options, "--perf-reports=shown"]
+    shown = on_a_terminal(command, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert "depth-ppl" in shown
     assert "0/8" in shown
-    log = subprocess.run([*command, "log"], env=environment, capture_output=True, text=True, check=True)
-    assert "0/8" not in log.stdout + log.stderr
+    log = suite("-v", *options, "--perf-reports=log")
+    assert log.ret == 0
+    assert "0/8" not in log.stdout.str() + log.stderr.str()
 
 
 def test_gpu_cells_without_a_device_fail_in_one_sentence(suite, pytester, monkeypatch):
