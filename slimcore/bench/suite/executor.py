@@ -80,8 +80,11 @@ class Executor:
 
     def _dense(self, cell: Cell, dense: Cell | None) -> tuple[Lane, Cell] | None:
         """The lane of the dense model, where both fit; None where it is not to be measured beside `cell`."""
+        if cell.method == DENSE_METHOD:
+            self._lanes.close(DENSE)  # of another model
+            return None
         known = None if dense is None else self._run.subjects.get(dense.subject)
-        if dense is None or known is None or cell.method == DENSE_METHOD:
+        if dense is None or known is None:
             return None
         own = self._run.subjects.get(cell.subject, known)  # a cut is not larger than what it was cut from
         needed = least_bytes(own.costs, cell.shape) + least_bytes(known.costs, dense.shape)
