@@ -37,8 +37,10 @@ class World:
 
     def make(self, call):
         """Do what the Makefile says, but with made-up runs."""
-        dry = ["make", "-n", "-o", ".venv/.ready", *call.arguments]
-        recipe = subprocess.run(dry, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+        dry = ["make", "--no-print-directory", "-n", "-o", ".venv/.ready", *call.arguments]
+        # Tests may run by `make test`, whose own settings are not those of a workflow's.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+        recipe = subprocess.run(dry, cwd=ROOT, env=environment, check=True, capture_output=True, text=True).stdout
         self.made.append(call.arguments[0])
         if call.arguments[0] == "ready":
             self.github.stand_in(call.folder / ".venv" / "bin" / "slimcore")

@@ -173,13 +173,17 @@ class Lanes:
             spare, self._spare = self._spare, None
             return Lane(spare, python)
         worker = Worker(python, root, self.machine.settings)
-        worker.report = self.report
+        worker.report = self._told
         try:
             worker.greet()
         except ResultsError:
             worker.close()
             raise
         return Lane(worker, python)
+
+    def _told(self, what: str, done: int, total: int | None) -> None:
+        """Pass progress on to whom it is for now, who may have come after the worker."""
+        self.report(what, done, total)
 
     def _build(self, lane: Lane, name: str, cell: Cell) -> None:
         """Build the subject of `cell` there, by the plan that is known."""
