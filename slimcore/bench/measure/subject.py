@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
@@ -59,8 +59,8 @@ class Built:
                 f"the weights of {cell.model} are others than when this run began: start a new one, without"
                 " --perf-resume"
             )
-        self.record = self._cut(parse_method(cell.method), known)
-        self.record = Subject(**vars(self.record) | {"seconds": round(perf_counter() - started, 3)})
+        record = self._cut(parse_method(cell.method), known)
+        self.record = replace(record, seconds=round(perf_counter() - started, 3))
 
     def _cut(self, cut: Cut | None, known: Subject | None) -> Subject:
         """Cut the model in place as the cell's method says, and describe it."""

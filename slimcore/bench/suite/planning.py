@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from slimcore.bench.grid import forecast, limit
@@ -45,4 +44,4 @@ def _device(named: str | None, kind: str, lanes: Lanes) -> Device:
     if lanes.device is None:
         lanes.facts(Path())
     assert lanes.device is not None
-    return replace(lanes.device)
+    return lanes.device

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -96,9 +96,11 @@ class Session:
         """
         while cell.id not in self._done:
             self._measure_next(cell)
-        verdict = self.judge(self._done[cell.id])
+        known = self._done[cell.id]
+        verdict = self.judge(known)
         if verdict.suspect:
-            self._keep(self._guarded_again(cell, self._done[cell.id]))
+            for measured in self._guarded(cell, lambda: [self._executor.again(cell, known)]):
+                self._keep(measured)
             verdict = self.judge(self._done[cell.id])
         return verdict
 
@@ -140,7 +142,8 @@ class Session:
         if dense is None or dense.id not in self._done or not self._done[dense.id].ran:
             dense = None
         self.run.append(Begun(longest.id, round(time.time(), 3)))
-        for measured in self._guarded(longest, tuple(one.output_tokens for one in ladder), dense):
+        lengths = tuple(one.output_tokens for one in ladder)
+        for measured in self._guarded(longest, lambda: self._executor.measure(longest, lengths, dense)):
             self._keep(measured)
 
     def _ladder(self, cell: Cell) -> list[Cell]:
@@ -153,19 +156,13 @@ class Session:
         ]  # fmt: skip
         return [cell] if alone or cell not in alike else sorted(alike, key=lambda one: one.output_tokens)
 
-    def _guarded(self, cell: Cell, lengths: tuple[int, ...], dense: Cell | None) -> list[Measurement]:
+    def _guarded(self, cell: Cell, work: Callable[[], list[Measurement]]) -> list[Measurement]:
+        """What `work` measures; where it fails, `cell` is an error, and the next one has new processes."""
         try:
-            return self._executor.measure(cell, lengths, dense)
+            return work()
         except SlimcoreError as error:
             self.lanes.close()
             return [Measurement(cell, "error", str(error))]
-
-    def _guarded_again(self, cell: Cell, known: Measurement) -> Measurement:
-        try:
-            return self._executor.again(cell, known)
-        except SlimcoreError as error:
-            self.lanes.close()
-            return Measurement(cell, "error", str(error))
 
     def _out_of_memory_below(self, cell: Cell) -> int | None:
         """A smaller batch at which the same cell did not fit."""
