@@ -37,10 +37,6 @@ class Refused(Exception):  # noqa: N818 - a result
         self.kept = kept
 
 
-class WorkerLostError(ResultsError):
-    """The worker died, or gave no sign of life."""
-
-
 @dataclass(frozen=True)
 class Settings:
     """What a worker is given."""
@@ -119,8 +115,8 @@ class Worker:
     def ask(self, do: str, within: float, **arguments: Any) -> dict[str, Any]:
         """The answer to a request, or to its next report of progress within so many seconds.
 
-        Raises Refused where memory runs out there, ResultsError for any other failure, WorkerLostError where it died
-        or gave no sign of life for so long, and was ended.
+        Raises Refused where memory runs out there, ResultsError for any other failure: also where it died, or gave no
+        sign of life for so long, and was ended.
         """
         try:
             self._connection.send_bytes(json.dumps({"do": do} | arguments).encode())
@@ -156,12 +152,12 @@ class Worker:
             self.report(answer["progress"], answer["done"], answer["total"])
             due = time.monotonic() + within
         words = f"a measuring process gave no sign of life for {within:.0f} s, and was ended"
-        raise WorkerLostError("\n".join([f"{words} (--perf-deadline allows more):", *self._last_words()]))
+        raise ResultsError("\n".join([f"{words} (--perf-deadline allows more):", *self._last_words()]))
 
-    def _died(self) -> WorkerLostError:
+    def _died(self) -> ResultsError:
         code = self._process.wait()
         how = f"ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        return WorkerLostError("\n".join([f"a measuring process {how}:", *self._last_words()]))
+        return ResultsError("\n".join([f"a measuring process {how}:", *self._last_words()]))
 
     def _last_words(self) -> list[str]:
         self._errors.seek(0)
